@@ -1,0 +1,28 @@
+# `make demo` and `make test` are all a fresh machine with Python 3.10+ needs; both set up .venv on their own.
+PYTHON ?= python3
+BIN := .venv/bin
+# Sets but does not use a GPU: the machine's own Python and torch, no installation.
+GPU_PYTHON ?= python3
+WORKERS ?= 2
+
+.PHONY: demo test lint gpu clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headforce needs Python 3.10 or later")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/headforce plan examples/policies/static_dynamic.yaml --layers 8 --heads 12
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m headforce` is the command line."""
+
+from .cli import main
+
+main()

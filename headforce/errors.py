@@ -1,0 +1,266 @@
+"""Every way headforce says no: one exception type, one code for each reason, one catalogue.
+
+A code is stable and can be searched for. The catalogue says what the code means and what to do; the exception says
+what was found and what was needed in this case.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a code means, and what a user can do about it."""
+
+    meaning: str
+    remedy: str
+
+
+CATALOGUE: dict[str, Entry] = {
+    # Policies: the rules and the files they are written in.
+    "HF-RULE-SYNTAX": Entry(
+        "The text of a rule cannot be read.",
+        "Write operators as name(arguments), join them with | or &, and attach a position map to one with @.",
+    ),
+    "HF-OP-UNKNOWN": Entry(
+        "A rule names an operator or a position map that does not exist.",
+        "Use one of the names that the message lists; a plugin's operators appear once it is installed.",
+    ),
+    "HF-OP-ARG": Entry(
+        "An operator or a map got an argument it cannot take.",
+        "The message names the argument; docs/policy.md lists what each operator takes.",
+    ),
+    "HF-RULE-FORM": Entry(
+        "The parts of a rule do not go together.",
+        "A map goes on one operator, @contiguous on the whole rule, and evicted(NAME) names one operator of the rule.",
+    ),
+    "HF-POLICY-FILE": Entry(
+        "A policy file cannot be read, or it is not a policy file.",
+        "A policy file is YAML or JSON whose first key is `headforce: 0`.",
+    ),
+    "HF-POLICY-KEY": Entry(
+        "A policy file has a key that this version does not act on.",
+        "Remove the key, or correct it to the name the message suggests. Keys are never ignored.",
+    ),
+    "HF-POLICY-VALUE": Entry(
+        "A value in a policy is of the wrong type or out of range.",
+        "The message names the key, what was found and what is allowed.",
+    ),
+    "HF-POLICY-SHAPE": Entry(
+        "A policy names a layer or a head that the model does not have.",
+        "Count layers and heads from 0, and use a policy made for a model of this shape.",
+    ),
+    "HF-UNBOUNDED": Entry(
+        "A rule can keep more and more frames, so no cache is large enough for it.",
+        "Give the policy a `horizon` (the most frames of a stream), or bound the rule, for example with last=.",
+    ),
+    "HF-HORIZON": Entry(
+        "A stream went past the horizon of its policy.",
+        "Reset the stream, or give the policy a larger `horizon`.",
+    ),
+    "HF-POSITION": Entry(
+        "A query would see a frame at a distance outside the policy's `position_range`.",
+        "Attach collapse() or clamp() to the operator, use @contiguous, or widen `position_range`.",
+    ),
+    "HF-NATIVE": Entry(
+        "A rule uses native(), but nothing says what the unmodified model reads.",
+        "Pass the model's own rule (on the command line: --native RULE).",
+    ),
+    "HF-DECISION": Entry(
+        "A rule with state was asked for a decision that was never recorded.",
+        "Record a decision for every commit of the stream before reading past it.",
+    ),
+    # Streams: the events that turn passes into history.
+    "HF-SCHEDULE": Entry(
+        "A schedule of chunks cannot be read.",
+        "Write chunk sizes in frames, for example 3x14 (fourteen chunks of 3) or 1,3x7,2.",
+    ),
+    "HF-CLOCK": Entry(
+        "The position of a pass in the stream is not known, or contradicts itself.",
+        "The written range and the query start must move together, without a gap; an adapter may supply both.",
+    ),
+    # Lowering: pools, tables and targets.
+    "HF-CAPACITY": Entry(
+        "A head has more frames to hold than its region has pages.",
+        "This is a fault of headforce unless a rewrite left frames behind; please report it with the policy.",
+    ),
+    "HF-FORGOTTEN": Entry(
+        "A pass went back to earlier frames, and its rules read frames that are no longer held.",
+        "Rewrite from a frame that the rules still reach, or reset the stream and run it again from frame 0.",
+    ),
+    "HF-TARGET": Entry(
+        "The compile options name a target that does not exist.",
+        "Use one of the names that the message lists.",
+    ),
+    "HF-VERIFY-PLAN": Entry(
+        "A plan is not what the oracle says.",
+        "This is a fault of headforce, or of an operator's `frames`; please report it with the policy.",
+    ),
+    # The compiler: options, sessions and what happens at run time.
+    "HF-OPTION": Entry(
+        "An option of the compiler does not exist, or has a value that it cannot take.",
+        "docs/usage.md lists the options.",
+    ),
+    "HF-ADAPTER": Entry(
+        "headforce.prepare was given a model of a family that it does not know.",
+        "Write an adapter for the family (docs/extending.md).",
+    ),
+    "HF-PREPARED": Entry("A model was prepared twice.", "Call restore() on its session before preparing it again."),
+    "HF-PREPARE": Entry(
+        "A policy was given for a model whose caches headforce does not own.",
+        "Call headforce.prepare(model, policy=...) and leave the policy out of the options.",
+    ),
+    "HF-ADOPT": Entry(
+        "A cache cannot be adopted, or does not belong to this model.",
+        "Prepare the model before the first call, and pass every stream its own caches.",
+    ),
+    "HF-EAGER": Entry(
+        "A prepared model ran, wholly or in part, without headforce's compiled code.",
+        "Call the compiled model; look for a disabled compiler, a recompile limit, or suppressed errors "
+        "(TORCH_LOGS=recompiles,graph_breaks).",
+    ),
+    "HF-OWNED": Entry(
+        "A site was recognised, but its cache cannot be owned.",
+        "The message names the form that was found; docs/models.md lists those that can be owned.",
+    ),
+    "HF-FRAME": Entry(
+        "The rows of a pass are not a whole number of frames.", "Send whole frames, the same grid in every pass."
+    ),
+    "HF-SHAPE": Entry(
+        "A stream changed its batch size, frame size, dtype or device.", "Use other caches for another shape."
+    ),
+    # Shells
+    "HF-SHELL-SHAPE": Entry(
+        "A cache shell was asked for with a shape that has no elements.",
+        "Adopt the cache after the model has allocated it at its full size.",
+    ),
+    "HF-SHELL-SYSTEM": Entry(
+        "This system cannot map the small shared memory that stands in for the model's cache.",
+        "Owned mode needs Linux with memfd_create, and CUDA virtual memory for a cache on a GPU; else use view mode.",
+    ),
+    "HF-SHELL-MAPS": Entry(
+        "A process cannot have as many memory mappings as the shells of this cache need: one for every 2 MiB.",
+        "Raise vm.max_map_count (sysctl -w vm.max_map_count=262144), shorten the model's cache, or use view mode.",
+    ),
+    # kvpass: attention that the graph pass leaves as it is.
+    "HF-LATE": Entry(
+        "A graph was compiled before the model was prepared or restored, and cannot serve both.",
+        "Call torch._dynamo.reset() after prepare() or restore(), so that the model is compiled anew.",
+    ),
+    "HF-GRAD": Entry(
+        "Attention whose result needs a gradient is not rewritten.",
+        "Call the model under torch.no_grad() or torch.inference_mode().",
+    ),
+    "HF-DROPOUT": Entry(
+        "Attention with dropout is not rewritten.",
+        "Call model.eval(), or pass dropout_p=0.0.",
+    ),
+    "HF-MASK": Entry(
+        "The attention mask is not proved to be of a known class.",
+        "Attend without a mask: the cache slice already says what is read. A mask built from constants is also proved.",
+    ),
+    "HF-LAYOUT": Entry(
+        "The axes of an attention operand are not known to be batch, head, rows and channels.",
+        "Use operands of shape [B, H, S, D] with fixed numbers of heads and channels.",
+    ),
+    "HF-ATTENTION-FORM": Entry(
+        "An attention call is written in a form that no recogniser rewrites.",
+        "Use torch.nn.functional.scaled_dot_product_attention, or add a recogniser (docs: adding a recogniser).",
+    ),
+    "HF-NESTED": Entry(
+        "Attention inside a nested graph, such as activation checkpointing, is not searched.",
+        "Switch checkpointing off for inference.",
+    ),
+    "HF-NOHISTORY": Entry(
+        "Self-attention that keeps no past: there is no cache for a policy to act on.",
+        "Keep K and V in a cache written in the same graph, or concatenate them with a past that is a graph input.",
+    ),
+    "HF-CROSS": Entry(
+        "Cross-attention. Its keys are no past, so no policy is about it; it stays as it is.",
+        "Nothing needs to be done.",
+    ),
+    "HF-CACHE-FORM": Entry(
+        "A cache is read or written in a way that is not a known form.",
+        "Write cache[:, a:b] = k and read cache[:, c:b], or concatenate [past, new]; or add a recogniser.",
+    ),
+    "HF-CACHE-RANGE": Entry(
+        "The rows that attention reads are not proved to end with the rows just written, and to hold all of them.",
+        "Use the same end for the write and for the read.",
+    ),
+    "HF-CACHE-ORDER": Entry(
+        "A cache is written after the slice that attention reads was taken.",
+        "Roll, append, then slice and attend.",
+    ),
+    "HF-CACHE-UNREAD": Entry(
+        "The graph writes what looks like a cache, but no attention call in it reads that cache.",
+        "Find the graph break between write and attention (explain() lists them), or the attention that is not known.",
+    ),
+    "HF-ROLL": Entry(
+        "Rows are moved inside the cache in a way that is not an eviction of the oldest rows after a sink.",
+        "Copy the newer rows towards the front, through clone(), and append right behind them.",
+    ),
+    "HF-KV-RANGE": Entry(
+        "K and V of one attention call use different rows of their caches.",
+        "Write, roll and read the same rows of both.",
+    ),
+    "HF-SHARED-KV": Entry(
+        "K and V are read from one graph input.",
+        "Give K and V a tensor each.",
+    ),
+    "HF-ESCAPE": Entry(
+        "Something besides the attention call reads the cache, or a value between the cache and the call.",
+        "Keep the other reader out of the compiled graph; the message names it.",
+    ),
+    "HF-ROPE": Entry(
+        "No rotary embedding was recognised around an attention call, so positions cannot be remapped.",
+        "Use rules that keep positions, or write RoPE in one of the documented forms.",
+    ),
+}
+
+
+class HeadforceError(Exception):
+    """A refusal: `code`, `site`, what was `found`, what was `needed`, and a `hint`.
+
+    Args:
+        code: a key of `CATALOGUE`.
+        found: what headforce met, in one sentence.
+        needed: what would have been accepted.
+        site: where: a file and key, a layer and head, or a call site with file:line. Empty if there is no place.
+        hint: what to do; the catalogue's remedy if empty.
+    """
+
+    def __init__(self, code: str, *, found: str, needed: str, site: str = "", hint: str = "") -> None:
+        if code not in CATALOGUE:
+            raise KeyError(f"{code} is not in the catalogue of errors")
+        self.code = code
+        self.site = site
+        self.found = found
+        self.needed = needed
+        self.hint = hint or CATALOGUE[code].remedy
+        super().__init__(code, site, found, needed, self.hint)
+
+    def __str__(self) -> str:
+        where = f" at {self.site}" if self.site else ""
+        return f"[{self.code}]{where}: found {self.found}; needed {self.needed}. {self.hint}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders (compile workers, test runners); keyword-only arguments need help there.
+        return _rebuild, (self.code, self.found, self.needed, self.site, self.hint)
+
+    def at(self, site: str) -> HeadforceError:
+        """The same refusal with its place put in front: an inner error learns its file or layer on the way out."""
+        place = f"{site}, {self.site}" if self.site else site
+        return HeadforceError(self.code, found=self.found, needed=self.needed, site=place, hint=self.hint)
+
+
+def _rebuild(code: str, found: str, needed: str, site: str, hint: str) -> HeadforceError:
+    return HeadforceError(code, found=found, needed=needed, site=site, hint=hint)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'window'?)"` when a known name is close to `name`, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
