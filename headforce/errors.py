@@ -88,8 +88,12 @@ CATALOGUE: dict[str, Entry] = {
         "This is a fault of headforce unless a rewrite left frames behind; please report it with the policy.",
     ),
     "HF-FORGOTTEN": Entry(
-        "A pass went back to earlier frames, and its rules read frames that are no longer held.",
+        "A pass went back to earlier frames, or began inside the last pass, and needs frames that are no longer held.",
         "Rewrite from a frame that the rules still reach, or reset the stream and run it again from frame 0.",
+    ),
+    "HF-BATCH": Entry(
+        "Several videos in one batch under a rule with state, whose stores each video would fill differently.",
+        "Generate one video in each call, with caches of its own, or use rules without stores.",
     ),
     "HF-TARGET": Entry(
         "The compile options name a target that does not exist.",
@@ -131,6 +135,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-SHAPE": Entry(
         "A stream changed its batch size, frame size, dtype or device.", "Use other caches for another shape."
+    ),
+    "HF-DEMO": Entry(
+        "The demo lacks something that it needs.",
+        "It runs the example model of a checkout: `git clone` headforce and run `make demo` in its top folder.",
     ),
     # Shells
     "HF-SHELL-SHAPE": Entry(

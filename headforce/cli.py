@@ -1,0 +1,139 @@
+"""The command line: `headforce plan`, `headforce demo` and `headforce errors`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._version import __version__
+from .errors import HeadforceError
+
+
+class _Group(click.Group):
+    """Shows a refusal as a message and exit code 2 instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HeadforceError as error:
+            click.echo(f"headforce: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="headforce")
+def main() -> None:
+    """Per-head KV caches for autoregressive video models, as a compiler."""
+
+
+def _shape_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = [
+        click.option("--layers", type=click.IntRange(1), default=30, show_default=True),
+        click.option("--heads", type=click.IntRange(1), default=12, show_default=True),
+        click.option("--schedule", default="3x14", show_default=True, help="Chunk sizes, such as 3x14 or 1,3x7,2."),
+        click.option("--native", default="span(21)", show_default=True, help="The rule of the unmodified model."),
+        click.option("--tokens-per-frame", type=click.IntRange(1), default=1560, show_default=True),
+        click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True),
+        click.option("--dtype", default="bfloat16", show_default=True, help="bfloat16, float16 or float32."),
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("policy", type=click.Path(path_type=Path))
+@_shape_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead of drawing it.")
+@click.option("--png", type=click.Path(path_type=Path), help="Also write a picture to this file.")
+def plan(
+    policy: Path,
+    layers: int,
+    heads: int,
+    schedule: str,
+    native: str,
+    tokens_per_frame: int,
+    head_dim: int,
+    dtype: str,
+    batch: int,
+    as_json: bool,
+    png: Path | None,
+) -> None:
+    """Print and draw what every head reads under POLICY, chunk by chunk. Needs no model."""
+    from .lowering.footprint import DTYPE_BYTES, footprint
+    from .lowering.preview import preview, to_json
+    from .policy import Policy, Schedule, parse_rule
+
+    if dtype not in DTYPE_BYTES:
+        raise click.BadParameter(f"{dtype!r} is not one of {', '.join(DTYPE_BYTES)}", param_hint="--dtype")
+    bound = Policy.load(policy).bind(layers=layers, heads=heads, native=parse_rule(native))
+    chunks = Schedule.parse(schedule)
+    size = footprint(bound, chunks, 2 * batch * tokens_per_frame * head_dim * DTYPE_BYTES[dtype])
+    if as_json:
+        json.dump(to_json(bound, chunks, size), sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        from rich.console import Console
+
+        from .draw import text_report
+
+        width = shutil.get_terminal_size((100, 24)).columns
+        Console(width=width).print(text_report(bound, list(preview(bound, chunks)), size, width))
+    if png is not None:
+        from .draw import save_reads
+
+        try:
+            save_reads(bound, list(preview(bound, chunks)), png)
+        except OSError as error:
+            raise click.FileError(str(png), error.strerror) from error
+
+
+@main.command()
+@click.option("--model", default="causal-wan", show_default=True, help="The example: a folder of examples/.")
+@click.option("--preset", type=click.Choice(["demo", "tiny"]), default="demo", show_default=True, help="Model size.")
+@click.option("--policy", type=click.Path(path_type=Path), help="Policy file [default: examples/policies/PRESET.yaml].")
+@click.option("--chunks", type=click.IntRange(1), default=10, show_default=True, help="Chunks of 3 frames.")
+@click.option("--inner", default="inductor", show_default=True, help="Inner compiler: inductor or eager.")
+@click.option("--target", help="How attention is computed [default: the best for the device].")
+@click.option("--whole", is_flag=True, help="Compile the model as one graph instead of block by block.")
+@click.option("--out", type=click.Path(path_type=Path), default="out/demo", show_default=True, help="Folder of results.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, text and noise.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch [default: what torch picks].")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+def demo(as_json: bool, **choices: Any) -> None:
+    """Run the example model eager and compiled, side by side; check, measure and draw.
+
+    Exits with 1 if a check does not hold.
+    """
+    from .demo import Settings, run_demo
+
+    settings = Settings(**choices)
+    report = run_demo(settings)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        from rich.console import Console
+
+        from .demo.table import table
+
+        Console().print(table(report))
+        click.echo(f"\n{settings.out}: report.json, {', '.join(report['pictures'])}")
+    failed = [check["sentence"] for check in report["checks"] if not check["holds"]]
+    for sentence in failed:
+        click.echo(f"headforce: a check of the demo does not hold. {sentence}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+def errors() -> None:
+    """Print every error code with its meaning and remedy, as Markdown (docs/errors.md)."""
+    from .errors_page import markdown
+
+    click.echo(markdown(), nl=False)

@@ -1,0 +1,70 @@
+"""A policy over a whole stream, without a model: the plan of every chunk, and the JSON form that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..policy import BoundPolicy, Chunk, HeadMemory, Schedule
+from ..policy.memory import always_novel
+from .footprint import Footprint
+from .plan import ChunkPlan, HeadPlan, Planner
+
+JSON_VERSION = 1
+
+
+def preview(policy: BoundPolicy, schedule: Schedule) -> Iterator[ChunkPlan]:
+    """The plan of every chunk of `schedule`.
+
+    Without a model nobody can say what is novel: heads with state are shown at their busiest, every unit written.
+    """
+    planner = Planner(policy)
+    memories = {
+        (layer, head): HeadMemory(rule.rule)
+        for layer, row in enumerate(policy.rules)
+        for head, rule in enumerate(row)
+        if rule.rule.stateful
+    }
+    before: Chunk | None = None
+    for chunk in schedule:
+        if before is not None:
+            for memory in memories.values():
+                memory.commit(before, chunk, always_novel)
+        yield planner.plan(chunk, memories)
+        before = chunk
+
+
+def to_json(policy: BoundPolicy, schedule: Schedule, size: Footprint) -> dict[str, Any]:
+    """The plan as plain data: what every query frame reads, and the capacity of every head. See docs/policy.md."""
+    chunks = []
+    for plan in preview(policy, schedule):
+        heads = [_readings(head) for head in plan.heads]
+        read = {
+            str(layer): {str(head): heads[which] for head, which in enumerate(row)}
+            for layer, row in enumerate(plan.which)
+        }
+        chunks.append({"start": plan.chunk.start, "frames": plan.chunk.frames, "read": read})
+    return {
+        "version": JSON_VERSION,
+        "chunks": chunks,
+        "capacity_frames": {
+            str(layer): {str(head): {"peak": c.peak, "steady": c.steady} for head, c in enumerate(row)}
+            for layer, row in enumerate(size.capacity)
+        },
+        "history_bytes": size.history_bytes,
+        "current_bytes": size.current_bytes,
+        "pool_bytes": size.pool_bytes,
+        "dense_bytes": size.dense_bytes,
+    }
+
+
+def _readings(head: HeadPlan) -> list[dict[str, Any]]:
+    return [
+        {
+            "q": list(reading.queries),
+            "items": [
+                {"kind": item.kind, "frames": list(item.frames), "pos": list(item.positions)} for item in reading.items
+            ],
+        }
+        for reading in head.readings
+    ]

@@ -1,0 +1,213 @@
+"""A policy meets a model: every head gets its rule, and storage is derived from what can still be read."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import sympy
+
+from ..errors import HeadforceError
+from .chunk import Chunk
+from .frameset import FrameSet
+from .op import Op
+from .ops.native import UNMODIFIED, Native
+from .rule import NOTHING_HELD, Held, Item, Rule
+from .symbolic import N, S, limit
+
+if TYPE_CHECKING:
+    from .policy import Policy
+
+
+@dataclass(frozen=True)
+class HeadRule:
+    """What one head remembers over a whole stream: `warmup` for the first `warmup_chunks` chunks, then `rule`."""
+
+    rule: Rule
+    warmup: Rule | None = None
+    warmup_chunks: int = 0
+
+    @cached_property
+    def text(self) -> str:
+        """The rule as written. Which operator a frame is listed under depends on the order of operands."""
+        begin = "" if self.warmup is None else f"{self.warmup} for {self.warmup_chunks} chunks, then "
+        return begin + str(self.rule)
+
+    def at(self, chunk: Chunk) -> Rule:
+        """The rule in force for `chunk`."""
+        return self.warmup if self.warmup is not None and chunk.index < self.warmup_chunks else self.rule
+
+    def read(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> tuple[Item, ...]:
+        """What query frame `query` reads besides its chunk."""
+        return self.at(chunk).read(chunk, query, held)
+
+    def live(self, chunk: Chunk, held: Held = NOTHING_HELD) -> FrameSet:
+        """The committed frames that this chunk or a later one can read: what must be held while it runs.
+
+        Later chunks may have any size: frames are kept that only a chunk of one frame would still reach. A warm-up
+        rule that depends on the query is followed as if the warm-up went on.
+        """
+        if self.warmup is None or chunk.index >= self.warmup_chunks:
+            return self.rule.live(chunk, held)
+        waiting = self.warmup_chunks - chunk.index - 1
+        first = Chunk(self.warmup_chunks, chunk.stop + waiting, 1)
+        later = self.rule.live(first, held).below(chunk.start)
+        # Stores fill from the first commit on, so what they may be offered is held during the warm-up too.
+        return self.warmup.live(chunk, held) | later | self.rule.fed(chunk, held)
+
+    def reserve(self, committed: int, longest: int) -> int:
+        """Frames that stores may hold in the worst case after `committed` frames in chunks of at most `longest`."""
+        s, n = sympy.Integer(committed), sympy.Integer(longest)
+        return int(sum(term.op.bound(s, n) for term in self.rule.stateful))
+
+    def most(self, chunk: Chunk, longest: int) -> int:
+        """Most frames held while `chunk` runs, whatever the stores hold, if no chunk was longer than `longest`."""
+        size = len(self.live(chunk))
+        if not self.rule.stateful:
+            return size
+        early = len(self.warmup.live(chunk)) if self.warmup and chunk.index < self.warmup_chunks else 0
+        ever = early + int(self.rule.bound(sympy.Integer(chunk.start), sympy.Integer(longest)))
+        return min(chunk.start, size + self.reserve(chunk.start, longest), ever)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Frames one head must have room for: `peak` at any time, `steady` after the warm-up."""
+
+    peak: int
+    steady: int
+
+
+@dataclass(frozen=True)
+class BoundPolicy:
+    """The rules of a model's heads. `rules[layer][head]` and the `classes` of the same shape (None: native)."""
+
+    policy: Policy
+    rules: tuple[tuple[HeadRule, ...], ...]
+    classes: tuple[tuple[str | None, ...], ...]
+    native: Rule | None
+
+    @property
+    def layers(self) -> int:
+        return len(self.rules)
+
+    @property
+    def heads(self) -> int:
+        return len(self.rules[0])
+
+    @cached_property
+    def distinct(self) -> tuple[HeadRule, ...]:
+        """The rules that are written differently, in the order of their first head. Plans are made once for each."""
+        seen: dict[str, HeadRule] = {}
+        for row in self.rules:
+            for rule in row:
+                seen.setdefault(rule.text, rule)
+        return tuple(seen.values())
+
+    def check_horizon(self, chunk: Chunk) -> None:
+        """HF-HORIZON if the chunk goes past the policy's horizon."""
+        horizon = self.policy.horizon
+        if horizon is not None and chunk.stop > horizon:
+            raise HeadforceError(
+                "HF-HORIZON",
+                found=f"a chunk of frames {chunk.start} to {chunk.stop - 1}",
+                needed=f"a stream of at most {horizon} frames",
+            )
+
+    def need(self, rule: HeadRule, chunk: Chunk, longest: int = 0) -> int:
+        """Most committed frames that a head with `rule` holds while `chunk` runs.
+
+        `longest` is the length of the longest chunk before it, which a store of whole chunks may still hold.
+        """
+        return rule.most(chunk, max(longest, chunk.frames))
+
+    def capacity(self, rule: HeadRule, chunks: Iterable[Chunk]) -> Capacity:
+        """Room that a head with `rule` needs over a stream of these chunks."""
+        peak = steady = longest = 0
+        for chunk in chunks:
+            self.check_horizon(chunk)
+            size = self.need(rule, chunk, longest)
+            longest = max(longest, chunk.frames)
+            peak = max(peak, size)
+            if chunk.index >= rule.warmup_chunks:
+                steady = max(steady, size)
+        return Capacity(peak, steady)
+
+    def endless(self, rule: HeadRule, frames: int, first: Chunk | None = None) -> tuple[Chunk, ...]:
+        """Chunks of `frames` frames, from `first` on, that are enough to see the largest need of an endless stream.
+
+        Sets repeat, moved along, once every operator has settled; with a horizon the stream ends there.
+        """
+        horizon = self.policy.horizon
+        chunks = [first or Chunk(0, 0, frames)]
+        steps = 1 + math.lcm(rule.rule.repeats(), frames) // frames
+        settled = rule.rule.settles() + rule.reserve(sys.maxsize, frames)
+        count = rule.warmup_chunks + -(-settled // frames) + steps
+        if horizon is not None:
+            fit = max(0, (horizon - chunks[0].stop) // frames)
+            count = fit if limit(rule.rule, frames) is None else min(count, fit)
+        for _ in range(count):
+            chunks.append(chunks[-1].then(frames))
+        return tuple(chunks)
+
+
+def bind(policy: Policy, layers: int, heads: int, native: Rule | None) -> BoundPolicy:
+    """See `Policy.bind`."""
+    _check_shape(policy, layers, heads)
+
+    def resolve(op: Op) -> Op:
+        return Native(native) if isinstance(op, Native) and native is not None else op
+
+    def resolved(rule: Rule) -> Rule:
+        if native is None and any(isinstance(term.op, Native) for term in rule.terms):
+            raise HeadforceError("HF-NATIVE", found=f"native() in {rule}", needed="the rule of the unmodified model")
+        return rule.replaced(resolve)
+
+    if native is not None:
+        Native(native)  # refuses a rule that cannot be what a model reads, also when no head uses it
+    warmup = policy.warmup
+    warm_rule = resolved(warmup.rule) if warmup else None
+    classes = tuple(tuple(policy.class_of(layer, head) for head in range(heads)) for layer in range(layers))
+    of_class = {
+        name: HeadRule(
+            resolved(UNMODIFIED if name is None else policy.classes[name]), warm_rule, warmup.chunks if warmup else 0
+        )
+        for name in {name for row in classes for name in row}
+    }
+    rules = tuple(tuple(of_class[name] for name in row) for row in classes)
+    bound = BoundPolicy(policy, rules, classes, native)
+    for rule in bound.distinct:
+        _check_bounded(policy, rule)
+    return bound
+
+
+def _check_shape(policy: Policy, layers: int, heads: int) -> None:
+    for name, count in (("layers", layers), ("heads", heads)):
+        if count < 1:
+            raise HeadforceError("HF-POLICY-SHAPE", found=f"a model with {count} {name}", needed="at least 1")
+    named: list[tuple[str, int, tuple[int, ...]]] = [(f"layers.{layer}", layer, ()) for layer in policy.layers]
+    for layer, by_class in policy.heads.items():
+        named += [(f"heads.{layer}.{name}", layer, members) for name, members in by_class.items()]
+    for place, layer, members in named:
+        if layer >= layers:
+            raise HeadforceError(
+                "HF-POLICY-SHAPE", site=place, found=f"layer {layer}", needed=f"a layer from 0 to {layers - 1}"
+            )
+        for head in members:
+            if head >= heads:
+                raise HeadforceError(
+                    "HF-POLICY-SHAPE", site=place, found=f"head {head}", needed=f"a head from 0 to {heads - 1}"
+                )
+
+
+def _check_bounded(policy: Policy, rule: HeadRule) -> None:
+    if policy.horizon is None and limit(rule.rule, 1) is None:
+        raise HeadforceError(
+            "HF-UNBOUNDED",
+            found=f"{rule.rule}, which holds {rule.rule.bound(S, N)} of s committed frames",
+            needed="a bound or a horizon",
+        )

@@ -1,0 +1,248 @@
+"""Policy files: YAML or JSON on the outside, `Policy` on the inside.
+
+The keys are a contract; docs/policy.md describes them. A key that this version does not act on is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+import sys
+from collections.abc import Hashable
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from ..errors import HeadforceError, nearest
+from .grammar import parse_rule
+from .ops.native import UNMODIFIED
+from .policy import Policy, Warmup
+
+VERSION = 0
+LATER = ("preset", "labels", "classify", "on_switch", "made_for")
+"""Keys that the format has room for and this version does not act on."""
+
+_Count = Annotated[StrictInt, Field(ge=1)]
+_Index = Annotated[StrictInt, Field(ge=0)]
+
+
+def _layer(key: object) -> object:
+    """JSON keys are strings: "12" is layer 12. Other spellings ("012", true, 12.0) would let two keys be one layer."""
+    text = str(key) if type(key) in (int, str) else ""
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", text):
+        raise ValueError(key)
+    return int(text)
+
+
+_Layer = Annotated[int, BeforeValidator(_layer)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Warmup(_Shape):
+    chunks: _Count
+    rule: StrictStr | None = None
+
+
+class _File(_Shape):
+    headforce: StrictInt
+    classes: dict[StrictStr, StrictStr] = Field(default_factory=dict)
+    default: StrictStr | None = None
+    heads: dict[_Layer, dict[StrictStr, list[_Index]]] = Field(default_factory=dict)
+    layers: dict[_Layer, StrictStr] = Field(default_factory=dict)
+    warmup: _Warmup | None = None
+    horizon: _Count | None = None
+    position_range: _Count | None = None
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring = 2, 60
+
+
+def load(path: str | PathLike[str]) -> Policy:
+    """The policy in the file at `path`. Errors name the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HeadforceError(
+            "HF-POLICY-FILE", site=str(path), found=f"a file that cannot be read ({error})", needed="a policy file"
+        ) from error
+    return loads(text, str(path))
+
+
+def loads(text: str, source: str = "policy") -> Policy:
+    """The policy in `text`, which is YAML or JSON."""
+    try:
+        return _policy(_document(text))
+    except HeadforceError as error:
+        raise error.at(source) from None
+
+
+def save(policy: Policy, path: str | PathLike[str]) -> None:
+    """Writes the policy: JSON if the name ends in .json, else YAML."""
+    Path(path).write_text(dumps(policy, "json" if str(path).endswith(".json") else "yaml"), encoding="utf-8")
+
+
+def dumps(policy: Policy, form: str = "yaml") -> str:
+    """The text of the policy's file in `yaml` or `json`."""
+    data = to_dict(policy)
+    if form == "json":
+        return json.dumps(data, indent=2) + "\n"
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=sys.maxsize, allow_unicode=True))
+
+
+class _Dumper(yaml.SafeDumper):
+    """One key a line, so that policies can be compared line by line; lists of heads in brackets."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Left to itself PyYAML writes some line separators so that it cannot read them back.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+_Dumper.add_representer(str, _text)
+
+
+def to_dict(policy: Policy) -> dict[str, Any]:
+    """The policy with the keys of the file format; what has no value is left out."""
+    data: dict[str, Any] = {"headforce": VERSION}
+    data["classes"] = {name: str(rule) for name, rule in policy.classes.items()}
+    if policy.default is not None:
+        data["default"] = policy.default
+    if policy.heads:
+        data["heads"] = {
+            str(layer): {name: list(heads) for name, heads in by_class.items()}
+            for layer, by_class in policy.heads.items()
+        }
+    if policy.layers:
+        data["layers"] = {str(layer): name for layer, name in policy.layers.items()}
+    if policy.warmup is not None:
+        data["warmup"] = {"chunks": policy.warmup.chunks}
+        if policy.warmup.rule != UNMODIFIED:
+            data["warmup"]["rule"] = str(policy.warmup.rule)
+    for key in ("horizon", "position_range"):
+        if getattr(policy, key) is not None:
+            data[key] = getattr(policy, key)
+    return data
+
+
+def _document(text: str) -> dict[Any, Any]:
+    # A JSON document is YAML too, but JSON's own reader has the better messages for one that is cut short.
+    read = [_read_json, _read_yaml] if text.lstrip().startswith("{") else [_read_yaml]
+    data, problem = None, None
+    for reader in read:
+        try:
+            data, problem = reader(text), None
+            break
+        except _UNREADABLE as error:
+            problem = problem or error
+    if problem is not None:
+        why = " ".join(str(problem).split()) or type(problem).__name__
+        raise HeadforceError(
+            "HF-POLICY-FILE", found=f"text that is neither YAML nor JSON ({why})", needed="a policy file"
+        ) from problem
+    if not isinstance(data, dict) or "headforce" not in data:
+        kind = {dict: "a file without the key `headforce`", type(None): "a file with nothing in it"}
+        raise HeadforceError(
+            "HF-POLICY-FILE", found=kind.get(type(data), f"a {type(data).__name__}"), needed="a policy file"
+        )
+    if type(data["headforce"]) is not int or data["headforce"] != VERSION:
+        raise HeadforceError(
+            "HF-POLICY-FILE",
+            site="headforce",
+            found=f"version {_short.repr(data['headforce'])} of the format",
+            needed=f"version {VERSION}, the one that this headforce reads",
+        )
+    return data
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+# The readers' own errors, and what they let through for impossible dates, bad tags, huge numbers and deep nesting.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which would silently keep the last of two equal keys, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    seen: dict[str, Any] = {}
+    for key, _ in pairs:
+        if str(key) in seen:  # 3 and "3" are one layer
+            raise HeadforceError("HF-POLICY-VALUE", site=str(key), found="the same key twice", needed="it once")
+        seen[str(key)] = key
+    return dict(pairs)
+
+
+def _policy(data: dict[Any, Any]) -> Policy:
+    try:
+        shape = _File.model_validate(data)
+    except ValidationError as error:
+        raise _first(error) from None
+
+    def rule(place: str, text: str) -> Any:
+        try:
+            return parse_rule(text)
+        except HeadforceError as error:
+            raise error.at(place) from None
+
+    warmup = None
+    if shape.warmup is not None:
+        given = shape.warmup.rule
+        warmup = Warmup(shape.warmup.chunks, UNMODIFIED if given is None else rule("warmup.rule", given))
+    return Policy(
+        classes={name: rule(f"classes.{name}", text) for name, text in shape.classes.items()},
+        default=shape.default,
+        heads={layer: {n: tuple(hs) for n, hs in by_class.items()} for layer, by_class in shape.heads.items()},
+        layers=shape.layers,
+        warmup=warmup,
+        horizon=shape.horizon,
+        position_range=shape.position_range,
+    )
+
+
+def _first(error: ValidationError) -> HeadforceError:
+    """The first misfit as a coded error: an unknown key before a wrong value."""
+    problems = error.errors()
+    unknown = ("extra_forbidden", "invalid_key")
+    problem = next((p for p in problems if p["type"] in unknown), problems[0])
+    place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] in unknown:
+        key = str(problem["input"] if problem["type"] == "invalid_key" else problem["loc"][-1])
+        known = list(_Warmup.model_fields if len(problem["loc"]) > 1 else _File.model_fields)
+        later = " (the format keeps it for a later version)" if key in LATER else nearest(key, known)
+        return HeadforceError("HF-POLICY-KEY", site=place, found=f"key {key!r}{later}", needed=", ".join(known))
+    if problem["type"] == "missing":
+        return HeadforceError("HF-POLICY-VALUE", site=place, found="nothing", needed=f"a value for {place}")
+    needed = _NEEDED.get(problem["type"], problem["msg"]).format(**problem.get("ctx", {}))
+    return HeadforceError("HF-POLICY-VALUE", site=place, found=_short.repr(problem["input"]), needed=needed)
+
+
+_NEEDED = {
+    "value_error": "a layer: an index such as 3",
+    "int_type": "a whole number",
+    "greater_than_equal": "at least {ge}",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping, key: value",
+    "model_type": "a mapping, key: value",
+}
+"""What pydantic's kinds of misfit ask for, in our words."""

@@ -1,0 +1,202 @@
+"""Policies: layer x head -> rule, with named classes, a default, whole layers and a warm-up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HeadforceError, nearest
+from .ops.native import UNMODIFIED
+from .rule import Rule
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from .bound import BoundPolicy
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """`rule` for every head during the first `chunks` chunks of a stream."""
+
+    chunks: int
+    rule: Rule = UNMODIFIED
+
+    def __post_init__(self) -> None:
+        _need_count("warmup.chunks", self.chunks)
+        if self.rule.stateful:
+            raise HeadforceError(
+                "HF-POLICY-VALUE", site="warmup.rule", found=str(self.rule), needed="a rule without stateful operators"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """What every head of a model remembers.
+
+    Args:
+        classes: name -> rule.
+        default: the class of every head not named below; without it such heads read what the model itself reads.
+        heads: layer -> class -> heads. Goes before `layers`.
+        layers: layer -> class, for whole layers. Goes before `default`.
+        warmup: another rule for the first chunks of a stream.
+        horizon: most frames of a stream; needed when a rule is unbounded without it.
+        position_range: the largest distance, in frames, at which a query may see any frame.
+
+    Policies compare and hash by meaning: class names and spelling do not count, the rule of every head does.
+    Raises HF-POLICY-VALUE for a class that does not exist or a head that is named twice.
+    """
+
+    classes: Mapping[str, Rule]
+    default: str | None = None
+    heads: Mapping[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    layers: Mapping[int, str] = field(default_factory=dict)
+    warmup: Warmup | None = None
+    horizon: int | None = None
+    position_range: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, rule in self.classes.items():
+            if not isinstance(name, str):
+                raise HeadforceError("HF-POLICY-VALUE", site="classes", found=repr(name), needed="a name")
+            rule.checked()
+        if self.default is not None:
+            self._need_class("default", self.default)
+        for layer, name in self.layers.items():
+            _need_index("layers", layer)
+            self._need_class(f"layers.{layer}", name)
+        for layer, by_class in self.heads.items():
+            _need_index("heads", layer)
+            seen: dict[int, str] = {}
+            for name, heads in by_class.items():
+                place = f"heads.{layer}.{name}"
+                self._need_class(place, name)
+                for head in heads:
+                    _need_index(place, head)
+                    if head in seen:
+                        raise HeadforceError(
+                            "HF-POLICY-VALUE",
+                            site=place,
+                            found=f"head {head} a second time (it is in {seen[head]!r} already)",
+                            needed="every head of a layer in one class, once",
+                        )
+                    seen[head] = name
+        for name in ("horizon", "position_range"):
+            if getattr(self, name) is not None:
+                _need_count(name, getattr(self, name))
+
+    def _need_class(self, place: str, name: str) -> None:
+        if name not in self.classes:
+            raise HeadforceError(
+                "HF-POLICY-VALUE",
+                site=place,
+                found=f"class {name!r}{nearest(name, self.classes)}",
+                needed="one of the classes: " + (", ".join(self.classes) or "there is none"),
+            )
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def class_of(self, layer: int, head: int) -> str | None:
+        """The class of a head; None if it has none and reads what the model itself reads."""
+        for name, heads in self.heads.get(layer, {}).items():
+            if head in heads:
+                return name
+        return self.layers.get(layer, self.default)
+
+    def rule_of(self, layer: int, head: int) -> Rule:
+        """The rule of a head after the warm-up."""
+        name = self.class_of(layer, head)
+        return UNMODIFIED if name is None else self.classes[name]
+
+    @property
+    def by_layer(self) -> bool:
+        """True when layers differ, so that a layer has to be told from another."""
+        return bool(self._meaning[1])
+
+    def bind(self, *, layers: int, heads: int, native: Rule | None = None) -> BoundPolicy:
+        """The policy for a model of `layers` x `heads` whose own rule is `native`.
+
+        Raises HF-POLICY-SHAPE for a layer or head that the model lacks, HF-NATIVE if `native()` is used and not
+        given, HF-UNBOUNDED for a rule that grows without end and no `horizon`.
+        """
+        from .bound import bind
+
+        return bind(self, layers, heads, native)
+
+    # --- equality -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _meaning(self) -> tuple[Any, ...]:
+        """(default rule, {layer: (its rule, {head: its rule})} where they differ, warm-up, horizon, range)."""
+        default = UNMODIFIED if self.default is None else self.classes[self.default]
+        exceptions = []
+        for layer in sorted({*self.layers, *self.heads}):
+            base = self.classes[self.layers[layer]] if layer in self.layers else default
+            by_class = self.heads.get(layer, {})
+            heads = [(h, self.classes[name]) for name, hs in by_class.items() for h in hs if self.classes[name] != base]
+            if heads or base != default:
+                exceptions.append((layer, base, tuple(sorted(heads, key=lambda entry: entry[0]))))
+        warmup = (self.warmup.chunks, self.warmup.rule) if self.warmup else None
+        return default, tuple(exceptions), warmup, self.horizon, self.position_range
+
+    def __eq__(self, other: object) -> bool:
+        return self._meaning == other._meaning if isinstance(other, Policy) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._meaning)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the meaning that is the same in every process and on every machine (16 hex digits)."""
+        default, exceptions, warmup, horizon, distance = self._meaning
+        text = repr(
+            (
+                default.digest,
+                [(layer, base.digest, [(h, rule.digest) for h, rule in heads]) for layer, base, heads in exceptions],
+                (warmup[0], warmup[1].digest) if warmup else None,
+                horizon,
+                distance,
+            )
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Policy:
+        """Reads a policy file, YAML or JSON; see docs/policy.md for the format and errors.py for what can go wrong."""
+        from .file import load
+
+        return load(path)
+
+    @staticmethod
+    def loads(text: str, source: str = "policy") -> Policy:
+        """Reads the text of a policy file. `source` is what errors call it."""
+        from .file import loads
+
+        return loads(text, source)
+
+    def dumps(self, form: str = "yaml") -> str:
+        """The text of a policy file in `yaml` or `json`; `Policy.loads` reads back the same policy."""
+        from .file import dumps
+
+        return dumps(self, form)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes a policy file: JSON if the name ends in .json, else YAML."""
+        from .file import save
+
+        save(self, path)
+
+
+def _need_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise HeadforceError("HF-POLICY-VALUE", site=name, found=repr(value), needed="a whole number of at least 1")
+
+
+def _need_index(place: str, value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise HeadforceError("HF-POLICY-VALUE", site=place, found=repr(value), needed="an index of 0 or more")

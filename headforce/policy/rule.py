@@ -1,0 +1,325 @@
+"""Rules: operators joined by union and intersection, with a position for every frame.
+
+A rule says what one head reads besides the current chunk. On frame sets the usual laws hold. Positions make order
+matter: the leftmost operand that holds a frame gives its position, and `a & b` keeps a's. Two rules are equal when
+these laws make them the same, whatever the order in which they were written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..errors import HeadforceError
+from .chunk import Chunk
+from .frameset import EMPTY, FrameSet
+from .op import Composable, Op, is_name
+from .positions import CONTIGUOUS, KEEP, PositionMap, contiguous_position
+
+if TYPE_CHECKING:
+    import sympy
+
+Held = Mapping[str, FrameSet]
+"""What the stateful operators of one head hold, by store name."""
+
+NOTHING_HELD: Held = {}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operator with its position map. `label` names its store for `evicted(label)`."""
+
+    op: Op
+    map: PositionMap = KEEP
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.label and not is_name(self.label):
+            raise HeadforceError(
+                "HF-RULE-FORM", found=f"{self.op} as {self.label!r}", needed="a name of letters, digits and underscores"
+            )
+
+    @property
+    def store(self) -> str:
+        """The name under which other operators refer to this one."""
+        return self.label or self.op.name
+
+    def __str__(self) -> str:
+        at = "" if self.map == KEEP else f"@{self.map}"
+        return f"{self.op}{at}" + (f" as {self.label}" if self.label else "")
+
+
+@dataclass(frozen=True)
+class Union:
+    """`a | b`: frames of either; the leftmost part that holds a frame gives its position."""
+
+    parts: tuple[Node, ...]
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.parts))
+
+
+@dataclass(frozen=True)
+class Intersection:
+    """`a & b`: frames of both, at the position that the first part gives."""
+
+    parts: tuple[Node, ...]
+
+    def __str__(self) -> str:
+        return " & ".join(f"({part})" if isinstance(part, Union) else str(part) for part in self.parts)
+
+
+Node = Term | Union | Intersection
+
+
+@dataclass(frozen=True)
+class Item:
+    """Frames that a query reads through one operator, rising, with the position of each."""
+
+    kind: str
+    frames: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule(Composable):
+    """What one head remembers. `str(rule)` is its text; `parse_rule` reads it back.
+
+    Rules compare and hash by meaning: `a | b == b | a` when both keep positions.
+    """
+
+    node: Node
+    contiguous: bool = False
+
+    def __post_init__(self) -> None:
+        if self.contiguous and any(term.map != KEEP for term in self.terms):
+            raise HeadforceError(
+                "HF-RULE-FORM",
+                found=f"{self.node} with @contiguous and another position map",
+                needed="one or the other: contiguous gives every frame of the rule its position",
+            )
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def as_rule(self) -> Rule:
+        return self
+
+    def union(self, other: Rule) -> Rule:
+        return Rule(Union((*self._open().parts_of(Union), *other._open().parts_of(Union))))
+
+    def intersection(self, other: Rule) -> Rule:
+        return Rule(Intersection((*self._open().parts_of(Intersection), *other._open().parts_of(Intersection))))
+
+    def mapped(self, position_map: PositionMap | str) -> Rule:
+        """The rule with a position map: `contiguous` for the whole rule, any other for a single operator."""
+        if position_map == CONTIGUOUS:
+            return replace(self._open(), contiguous=True)
+        single = isinstance(self.node, Term) and self.node.map == KEEP and not self.contiguous
+        if not isinstance(position_map, PositionMap) or not single:
+            raise HeadforceError(
+                "HF-RULE-FORM",
+                found=f"@{position_map} on {self}",
+                needed="one map on one operator, such as sink(1)@collapse(21), or @contiguous on a whole rule",
+            )
+        return Rule(replace(self.terms[0], map=position_map))
+
+    def _open(self) -> Rule:
+        if self.contiguous:
+            raise HeadforceError(
+                "HF-RULE-FORM", found=f"{self} inside a larger rule", needed="@contiguous on the whole rule only"
+            )
+        return self
+
+    def parts_of(self, kind: type[Union] | type[Intersection]) -> tuple[Node, ...]:
+        return self.node.parts if isinstance(self.node, kind) else (self.node,)
+
+    def replaced(self, change: Callable[[Op], Op]) -> Rule:
+        """The rule with every operator passed through `change`."""
+
+        def walk(node: Node) -> Node:
+            if isinstance(node, Term):
+                return replace(node, op=change(node.op))
+            return type(node)(tuple(map(walk, node.parts)))
+
+        return Rule(walk(self.node), self.contiguous)
+
+    def checked(self) -> Rule:
+        """The rule itself, once it is known to be whole: HF-RULE-FORM if stores lack a name or a source."""
+        names = [term.store for term in self.terms]
+        feeders = {term.store: term.op.feeds_from for term in self.stateful}
+        for term in self.stateful:
+            for name in filter(None, (term.store, term.op.feeds_from)):
+                if names.count(name) != 1:
+                    found = f"{names.count(name) or 'no'} operators called {name!r}, which {term} refers to"
+                    hint = "Give an operator a name of its own with `as`: window(4) as recent."
+                    raise HeadforceError("HF-RULE-FORM", found=found, needed="exactly one", hint=hint)
+            chain = [term.store]
+            while feeders.get(chain[-1]):
+                chain.append(feeders[chain[-1]])
+                if chain[-1] in chain[:-1]:
+                    found = "stores that feed each other: " + " <- ".join(chain)
+                    raise HeadforceError("HF-RULE-FORM", found=found, needed="a chain that ends")
+        return self
+
+    # --- facts --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """The operators, from left to right."""
+        return tuple(_terms(self.node))
+
+    @cached_property
+    def stateful(self) -> tuple[Term, ...]:
+        """The terms whose frames depend on recorded decisions."""
+        return tuple(term for term in self.terms if term.op.stateful)
+
+    @cached_property
+    def feeders(self) -> tuple[Term, ...]:
+        """The terms whose evicted frames are candidates for a store. Their frames are held even if none is read."""
+        names = {term.op.feeds_from for term in self.stateful}
+        return tuple(term for term in self.terms if term.store in names)
+
+    @property
+    def index_only(self) -> bool:
+        """True when frames keep their own positions and no operator has state."""
+        return not self.contiguous and not self.stateful and all(term.map == KEEP for term in self.terms)
+
+    @cached_property
+    def by_query(self) -> bool:
+        """True when query frames of one chunk can read different frames, or the same at different positions."""
+        return any(term.op.by_query or (term.map.by_query and not self.contiguous) for term in self.terms)
+
+    def settles(self) -> int:
+        """See `Op.settles`. A sum: a window has to move clear of a sink before their union stops growing."""
+        return sum(term.op.settles() for term in self.terms)
+
+    def repeats(self) -> int:
+        """See `Op.repeats`."""
+        return math.lcm(*(term.op.repeats() for term in self.terms))
+
+    def bound(self, s: sympy.Expr, n: sympy.Expr) -> sympy.Expr:
+        """Most frames that must be held when s are committed and no chunk is longer than n, as a sympy expression."""
+        from .symbolic import bound
+
+        parts = self.parts_of(Union)
+        return bound(Union((*parts, *(term for term in self.feeders if term not in parts))), s, n)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> tuple[Item, ...]:
+        """What query frame `query` of `chunk` reads besides the chunk, operator by operator, no frame twice."""
+        pieces = [(term, frames) for term, frames in _pieces(self.node, chunk, query, held) if frames]
+        if not self.contiguous:
+            return tuple(
+                Item(term.op.name, tuple(frames), tuple(term.map.position(f, query) for f in frames))
+                for term, frames in pieces
+            )
+        everything = EMPTY
+        for _, frames in pieces:
+            everything |= frames
+        place = {f: contiguous_position(i, len(everything), chunk.start) for i, f in enumerate(everything)}
+        return tuple(Item(term.op.name, tuple(frames), tuple(place[f] for f in frames)) for term, frames in pieces)
+
+    def frames(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> FrameSet:
+        """The frames that query frame `query` of `chunk` reads besides the chunk."""
+        return _fold(self.node, lambda term: _frames(term, chunk, query, held))
+
+    def live(self, chunk: Chunk, held: Held = NOTHING_HELD) -> FrameSet:
+        """The frames below chunk.start that `chunk` or a later chunk can read.
+
+        For an intersection with `phase="query"` this is a bound from above: each part is followed on its own.
+        """
+        return _fold(self.node, lambda term: _live(term, chunk, held)) | self.fed(chunk, held)
+
+    def fed(self, chunk: Chunk, held: Held = NOTHING_HELD) -> FrameSet:
+        """The frames below chunk.start that a store may still be offered."""
+        frames = EMPTY
+        for term in self.feeders:
+            frames |= _live(term, chunk, held)
+        return frames
+
+    # --- equality -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def normal(self) -> Node:
+        """The normal form: flat, without repetition, operands that may change places in a fixed order."""
+        from .normal import normalise
+
+        return normalise(self.node)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rule):
+            return NotImplemented
+        return self.contiguous == other.contiguous and self.normal == other.normal
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.normal, self.contiguous))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Hashes of text differ from process to process: nothing that is cached may travel in a pickle.
+        return Rule, (self.node, self.contiguous)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the meaning that is the same in every process and on every machine (16 hex digits)."""
+        text = f"({self.normal})@{CONTIGUOUS}" if self.contiguous else str(self.normal)
+        text += "".join(f" {term.op.unwritten}" for term in _terms(self.normal) if term.op.unwritten)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"({self.node})@{CONTIGUOUS}" if self.contiguous else str(self.node)
+
+    def __repr__(self) -> str:
+        return f"Rule({str(self)!r})"
+
+
+def _terms(node: Node) -> Iterator[Term]:
+    if isinstance(node, Term):
+        yield node
+    else:
+        for part in node.parts:
+            yield from _terms(part)
+
+
+def _frames(term: Term, chunk: Chunk, query: int, held: Held) -> FrameSet:
+    return held.get(term.store, EMPTY) if term.op.stateful else term.op.frames(chunk, query)
+
+
+def _live(term: Term, chunk: Chunk, held: Held) -> FrameSet:
+    return held.get(term.store, EMPTY) if term.op.stateful else term.op.live(chunk)
+
+
+def _fold(node: Node, leaf: Callable[[Term], FrameSet]) -> FrameSet:
+    if isinstance(node, Term):
+        return leaf(node)
+    sets = [_fold(part, leaf) for part in node.parts]
+    result = sets[0]
+    for frames in sets[1:]:
+        result = result | frames if isinstance(node, Union) else result & frames
+    return result
+
+
+def _pieces(node: Node, chunk: Chunk, query: int, held: Held) -> Iterator[tuple[Term, FrameSet]]:
+    """The frames of each term that gives them their position, in the order written; disjoint."""
+    if isinstance(node, Term):
+        yield node, _frames(node, chunk, query, held)
+    elif isinstance(node, Union):
+        seen = EMPTY
+        for part in node.parts:
+            for term, frames in _pieces(part, chunk, query, held):
+                yield term, frames - seen
+                seen |= frames
+    else:
+        others = [_fold(part, lambda term: _frames(term, chunk, query, held)) for part in node.parts[1:]]
+        for term, frames in _pieces(node.parts[0], chunk, query, held):
+            for other in others:
+                frames &= other
+            yield term, frames

@@ -1,0 +1,66 @@
+"""Sets of frames against Python's own sets."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headforce.policy import FrameSet
+
+frames = st.sets(st.integers(0, 60))
+
+
+@given(frames, frames)
+def test_operations_are_those_of_sets(a, b):
+    x, y = FrameSet.of(a), FrameSet.of(b)
+    assert set(x | y) == a | b
+    assert set(x & y) == a & b
+    assert set(x - y) == a - b
+    assert (x <= y) == (a <= b)
+    assert (x == y) == (a == b)
+    assert len(x) == len(a)
+    assert bool(x) == bool(a)
+
+
+@given(frames, st.integers(-3, 64))
+def test_membership_order_and_ends(a, n):
+    x = FrameSet.of(a)
+    assert list(x) == sorted(a)
+    assert (n in x) == (n in a)
+    assert set(x.below(n)) == {f for f in a if f < n}
+    assert list(x.newest(max(n, 0))) == sorted(a)[max(0, len(a) - max(n, 0)) :]
+
+
+@given(frames)
+def test_intervals_are_maximal_and_printing_names_every_frame(a):
+    x = FrameSet.of(a)
+    intervals = list(x.intervals())
+    assert {f for start, stop in intervals for f in range(start, stop)} == a
+    assert all(before[1] < after[0] for before, after in pairwise(intervals))
+    assert _read(str(x)) == a
+
+
+def _read(text: str) -> set[int]:
+    if text == "none":
+        return set()
+    named: set[int] = set()
+    for part in text.split(", "):
+        interval, _, step = part.partition("/")
+        first, _, last = interval.partition("-")
+        named |= set(range(int(first), int(last or first) + 1, int(step or 1)))
+    return named
+
+
+@given(st.integers(0, 40), st.integers(1, 12), st.integers(0, 60))
+def test_stride(phase, period, stop):
+    assert set(FrameSet.stride(phase, period, stop)) == {f for f in range(stop) if f % period == phase % period}
+
+
+@given(st.integers(-5, 40), st.integers(-5, 60))
+def test_interval(start, stop):
+    assert set(FrameSet.interval(start, stop)) == set(range(max(0, start), stop))
+
+
+def test_a_huge_period_costs_nothing():
+    # As a geometric series this would be a number of 10**12 bits.
+    assert list(FrameSet.stride(3, 10**12, 100)) == [3]

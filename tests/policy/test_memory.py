@@ -1,0 +1,125 @@
+"""Stores: what they are offered, what they hold, and that a record is all it takes to know."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+
+from headforce.errors import HeadforceError
+from headforce.policy import Chunk, FrameSet, HeadMemory, Schedule, Write, oracle, parse_rule
+from headforce.policy.memory import always_novel
+from headforce.testing.strategies import decisions, rules, schedules
+
+
+def run(rule, schedule, decide=always_novel):
+    """The memory after every commit: a list of (chunk that follows, stores)."""
+    memory, before, states = HeadMemory(rule), None, []
+    for chunk in schedule:
+        if before is not None:
+            memory.commit(before, chunk, decide)
+            states.append((chunk, dict(memory.stores)))
+        before = chunk
+    return memory, states
+
+
+def held(text, schedule, decide=always_novel):
+    """What the stores hold at the end, printed."""
+    memory, _ = run(parse_rule(text), Schedule.parse(schedule), decide)
+    return {name: str(frames) for name, frames in memory.held.items()}
+
+
+@given(rules(stores=True), schedules(chunks=16), decisions())
+def test_the_oracle_rebuilds_every_state_from_the_record(rule, schedule, decide):
+    memory, states = run(rule, schedule, decide)
+    for chunk, stores in states:
+        replayed = oracle.replay(rule, memory.record, chunk.start)
+        assert replayed == {name: {f for unit in units for f in unit} for name, units in stores.items()}
+
+
+@given(rules(stores=True), schedules(chunks=16), decisions())
+def test_stores_keep_to_their_slots_and_their_source(rule, schedule, decide):
+    memory, states = run(rule, schedule, decide)
+    for term in rule.stateful:
+        offered = _offered(rule, term, list(schedule), memory)
+        for chunk, stores in states:
+            units = stores[term.store]
+            assert len(units) <= term.op.slots
+            assert sum(len(unit) for unit in units) == len({f for unit in units for f in unit})
+            writes = memory.record[term.store, chunk.start]
+            assert {f for write in writes for f in write.unit} <= offered[chunk.start]
+            if term.op.unit == "frame":
+                assert all(len(write.unit) == 1 for write in writes)
+            else:
+                assert len(writes) <= 1
+
+
+def _offered(rule, term, chunks, memory):
+    """Frames committed -> what a store may be offered then, from the plain definitions."""
+    feeder = next((other for other in rule.terms if other.store == term.op.feeds_from), None)
+    offered = {}
+    for before, after in pairwise(chunks):
+        new = set(before.queries)
+        if feeder is None:
+            offered[after.start] = new
+        elif feeder.op.stateful:
+            writes = memory.record[feeder.store, after.start]
+            offered[after.start] = {f for write in writes for f in write.replaced}
+        else:
+            offered[after.start] = (set(feeder.op.live(before)) | new) - set(feeder.op.live(after))
+    return offered
+
+
+@given(schedules(chunks=16))
+def test_a_window_gives_up_every_frame_once(schedule):
+    rule = parse_rule("window(4) | episodic(1000, source=evicted(window))")
+    for chunk, stores in run(rule, schedule)[1]:
+        assert [f for unit in stores["episodic"] for f in unit] == list(range(max(0, chunk.start - 4)))
+
+
+@given(schedules(chunks=16))
+def test_a_chain_of_stores_loses_nothing(schedule):
+    rule = parse_rule("episodic(2) as a | episodic(3, source=evicted(a)) as b | episodic(1000, source=evicted(b)) as c")
+    for chunk, stores in run(rule, schedule)[1]:
+        assert sorted(f for units in stores.values() for unit in units for f in unit) == list(range(chunk.start))
+
+
+def test_sources_and_units():
+    assert held("episodic(3)", "3x4") == {"episodic": "6-8"}
+    assert held("episodic(2, unit=chunk)", "3x4") == {"episodic": "3-8"}
+    assert held("window(2) | episodic(3, source=evicted(window))", "3x4") == {"episodic": "4-6"}
+    assert held("window(2) | episodic(9, unit=chunk, source=evicted(window))", "3x3") == {"episodic": "0-3"}
+    assert held("sink(2) | episodic(3, source=evicted(sink))", "3x2") == {"episodic": "2"}
+    assert held('stride(2, phase="query", last=1) as near | episodic(9, source=evicted(near))', "3x4") == {
+        "episodic": "0-6"
+    }
+
+
+def test_what_is_not_novel_is_not_written():
+    assert held("episodic(3)", "3x4", lambda store, units, unit: (0 in unit, FrameSet())) == {"episodic": "0"}
+
+
+def test_the_least_novel_unit_is_replaced():
+    def decide(store, units, unit):
+        return True, units[-1] if units else FrameSet()
+
+    assert held("episodic(3, evict=least_novel)", "3x4", decide) == {"episodic": "0-1, 8"}
+    assert held("episodic(3)", "3x4", decide) == {"episodic": "6-8"}
+
+
+def test_a_record_that_cannot_be():
+    rule = parse_rule("episodic(1, evict=least_novel)")
+    memory = HeadMemory(rule)
+    with pytest.raises(HeadforceError, match="HF-DECISION"):
+        memory.commit(Chunk(0, 0, 3), Chunk(1, 3, 3), lambda store, units, unit: (True, FrameSet.of([77])))
+    op = rule.terms[0].op
+    with pytest.raises(HeadforceError, match="HF-DECISION"):
+        op.after((FrameSet.of([0]),), (Write(FrameSet.of([1])),))
+
+
+def test_a_commit_without_a_record():
+    rule = parse_rule("episodic(2)")
+    assert oracle.replay(rule, {}, 0) == {"episodic": set()}
+    with pytest.raises(HeadforceError, match="HF-DECISION"):
+        oracle.replay(rule, {}, 3)
+    with pytest.raises(HeadforceError, match="HF-DECISION"):
+        oracle.read(rule, None, Chunk(1, 3, 3), 3)
