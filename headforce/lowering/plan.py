@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule, Item
-from ..policy.rule import NOTHING_HELD, Held
+from ..policy.node import NOTHING_HELD, Held
 
 Memories = Mapping[tuple[int, int], HeadMemory]
 """(layer, head) -> what its stateful operators hold. Heads whose rules have no state are not in it."""

@@ -14,9 +14,10 @@ import sympy
 from ..errors import HeadforceError
 from .chunk import Chunk
 from .frameset import FrameSet
+from .node import NOTHING_HELD, Held
 from .op import Op
 from .ops.native import UNMODIFIED, Native
-from .rule import NOTHING_HELD, Held, Item, Rule
+from .rule import Item, Rule
 from .symbolic import N, S, limit
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class HeadRule:
         waiting = self.warmup_chunks - chunk.index - 1
         first = Chunk(self.warmup_chunks, chunk.stop + waiting, 1)
         later = self.rule.live(first, held).below(chunk.start)
-        # Stores fill from the first commit on, so what they may be offered is held during the warm-up too.
-        return self.warmup.live(chunk, held) | later | self.rule.fed(chunk, held)
+        # Stores fill from the first commit on, so what they hold and may be offered is held during the warm-up too.
+        return self.warmup.live(chunk, held) | later | self.rule.weighed(chunk, held)
 
     def reserve(self, committed: int, longest: int) -> int:
         """Frames that stores may hold in the worst case after `committed` frames in chunks of at most `longest`."""

@@ -17,9 +17,10 @@ import re
 from typing import Any, NoReturn
 
 from ..errors import HeadforceError, nearest
+from .node import Term
 from .op import build_op, construct, find_op
 from .positions import CONTIGUOUS, KEEP, MAPS, PositionMap
-from .rule import Rule, Term
+from .rule import Rule
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|"(?P<string>[^"]*)"|(?P<sign>[|&@(),=]))"""

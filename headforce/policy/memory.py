@@ -16,7 +16,8 @@ from .frameset import EMPTY, FrameSet
 from .op import Op
 
 if TYPE_CHECKING:
-    from .rule import Rule, Term
+    from .node import Term
+    from .rule import Rule
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ freedom has a unique result: take, again and again, the least operand that nothi
 
 from __future__ import annotations
 
+from .node import Intersection, Node, Term, Union
 from .positions import PositionMap
-from .rule import Intersection, Node, Term, Union
 
 
 def normalise(node: Node) -> Node:

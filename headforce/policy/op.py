@@ -97,7 +97,8 @@ class Op(Composable):
         return 1
 
     def as_rule(self) -> Rule:
-        from .rule import Rule, Term
+        from .node import Term
+        from .rule import Rule
 
         return Rule(Term(self))
 

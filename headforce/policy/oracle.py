@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import HeadforceError
 from .chunk import Chunk
-from .rule import Intersection, Node, Rule, Term, Union
+from .node import Intersection, Node, Term, Union
+from .rule import Rule
 
 if TYPE_CHECKING:
     from .memory import Record

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,63 +17,12 @@ from typing import TYPE_CHECKING
 from ..errors import HeadforceError
 from .chunk import Chunk
 from .frameset import EMPTY, FrameSet
-from .op import Composable, Op, is_name
+from .node import NOTHING_HELD, Held, Intersection, Node, Term, Union, fold, frames_of, live_of, pieces_of, terms_of
+from .op import Composable, Op
 from .positions import CONTIGUOUS, KEEP, PositionMap, contiguous_position
 
 if TYPE_CHECKING:
     import sympy
-
-Held = Mapping[str, FrameSet]
-"""What the stateful operators of one head hold, by store name."""
-
-NOTHING_HELD: Held = {}
-
-
-@dataclass(frozen=True)
-class Term:
-    """One operator with its position map. `label` names its store for `evicted(label)`."""
-
-    op: Op
-    map: PositionMap = KEEP
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        if self.label and not is_name(self.label):
-            raise HeadforceError(
-                "HF-RULE-FORM", found=f"{self.op} as {self.label!r}", needed="a name of letters, digits and underscores"
-            )
-
-    @property
-    def store(self) -> str:
-        """The name under which other operators refer to this one."""
-        return self.label or self.op.name
-
-    def __str__(self) -> str:
-        at = "" if self.map == KEEP else f"@{self.map}"
-        return f"{self.op}{at}" + (f" as {self.label}" if self.label else "")
-
-
-@dataclass(frozen=True)
-class Union:
-    """`a | b`: frames of either; the leftmost part that holds a frame gives its position."""
-
-    parts: tuple[Node, ...]
-
-    def __str__(self) -> str:
-        return " | ".join(map(str, self.parts))
-
-
-@dataclass(frozen=True)
-class Intersection:
-    """`a & b`: frames of both, at the position that the first part gives."""
-
-    parts: tuple[Node, ...]
-
-    def __str__(self) -> str:
-        return " & ".join(f"({part})" if isinstance(part, Union) else str(part) for part in self.parts)
-
-
-Node = Term | Union | Intersection
 
 
 @dataclass(frozen=True)
@@ -170,7 +119,7 @@ class Rule(Composable):
     @cached_property
     def terms(self) -> tuple[Term, ...]:
         """The operators, from left to right."""
-        return tuple(_terms(self.node))
+        return tuple(terms_of(self.node))
 
     @cached_property
     def stateful(self) -> tuple[Term, ...]:
@@ -206,13 +155,15 @@ class Rule(Composable):
         from .symbolic import bound
 
         parts = self.parts_of(Union)
-        return bound(Union((*parts, *(term for term in self.feeders if term not in parts))), s, n)
+        # Stores and their sources are held whole, also where an intersection reads only a part of them.
+        weighed = dict.fromkeys((*self.stateful, *self.feeders))
+        return bound(Union((*parts, *(term for term in weighed if term not in parts))), s, n)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def read(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> tuple[Item, ...]:
         """What query frame `query` of `chunk` reads besides the chunk, operator by operator, no frame twice."""
-        pieces = [(term, frames) for term, frames in _pieces(self.node, chunk, query, held) if frames]
+        pieces = [(term, frames) for term, frames in pieces_of(self.node, chunk, query, held) if frames]
         if not self.contiguous:
             return tuple(
                 Item(term.op.name, tuple(frames), tuple(term.map.position(f, query) for f in frames))
@@ -226,20 +177,20 @@ class Rule(Composable):
 
     def frames(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> FrameSet:
         """The frames that query frame `query` of `chunk` reads besides the chunk."""
-        return _fold(self.node, lambda term: _frames(term, chunk, query, held))
+        return fold(self.node, lambda term: frames_of(term, chunk, query, held))
 
     def live(self, chunk: Chunk, held: Held = NOTHING_HELD) -> FrameSet:
-        """The frames below chunk.start that `chunk` or a later chunk can read.
+        """The frames below chunk.start that `chunk` or a later chunk can read, or that a later commit looks at.
 
         For an intersection with `phase="query"` this is a bound from above: each part is followed on its own.
         """
-        return _fold(self.node, lambda term: _live(term, chunk, held)) | self.fed(chunk, held)
+        return fold(self.node, lambda term: live_of(term, chunk, held)) | self.weighed(chunk, held)
 
-    def fed(self, chunk: Chunk, held: Held = NOTHING_HELD) -> FrameSet:
-        """The frames below chunk.start that a store may still be offered."""
+    def weighed(self, chunk: Chunk, held: Held = NOTHING_HELD) -> FrameSet:
+        """The frames below chunk.start that a commit compares: those of all stores, and what they may be offered."""
         frames = EMPTY
-        for term in self.feeders:
-            frames |= _live(term, chunk, held)
+        for term in (*self.stateful, *self.feeders):
+            frames |= live_of(term, chunk, held)
         return frames
 
     # --- equality -----------------------------------------------------------------------------------------------
@@ -271,7 +222,7 @@ class Rule(Composable):
     def digest(self) -> str:
         """A hash of the meaning that is the same in every process and on every machine (16 hex digits)."""
         text = f"({self.normal})@{CONTIGUOUS}" if self.contiguous else str(self.normal)
-        text += "".join(f" {term.op.unwritten}" for term in _terms(self.normal) if term.op.unwritten)
+        text += "".join(f" {term.op.unwritten}" for term in terms_of(self.normal) if term.op.unwritten)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -279,47 +230,3 @@ class Rule(Composable):
 
     def __repr__(self) -> str:
         return f"Rule({str(self)!r})"
-
-
-def _terms(node: Node) -> Iterator[Term]:
-    if isinstance(node, Term):
-        yield node
-    else:
-        for part in node.parts:
-            yield from _terms(part)
-
-
-def _frames(term: Term, chunk: Chunk, query: int, held: Held) -> FrameSet:
-    return held.get(term.store, EMPTY) if term.op.stateful else term.op.frames(chunk, query)
-
-
-def _live(term: Term, chunk: Chunk, held: Held) -> FrameSet:
-    return held.get(term.store, EMPTY) if term.op.stateful else term.op.live(chunk)
-
-
-def _fold(node: Node, leaf: Callable[[Term], FrameSet]) -> FrameSet:
-    if isinstance(node, Term):
-        return leaf(node)
-    sets = [_fold(part, leaf) for part in node.parts]
-    result = sets[0]
-    for frames in sets[1:]:
-        result = result | frames if isinstance(node, Union) else result & frames
-    return result
-
-
-def _pieces(node: Node, chunk: Chunk, query: int, held: Held) -> Iterator[tuple[Term, FrameSet]]:
-    """The frames of each term that gives them their position, in the order written; disjoint."""
-    if isinstance(node, Term):
-        yield node, _frames(node, chunk, query, held)
-    elif isinstance(node, Union):
-        seen = EMPTY
-        for part in node.parts:
-            for term, frames in _pieces(part, chunk, query, held):
-                yield term, frames - seen
-                seen |= frames
-    else:
-        others = [_fold(part, lambda term: _frames(term, chunk, query, held)) for part in node.parts[1:]]
-        for term, frames in _pieces(node.parts[0], chunk, query, held):
-            for other in others:
-                frames &= other
-            yield term, frames

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sympy
 
-from .rule import Node, Rule, Term, Union
+from .node import Node, Term, Union
+from .rule import Rule
 
 S, N = sympy.symbols("s n", integer=True, nonnegative=True)
 """Committed frames, and frames of the current chunk."""

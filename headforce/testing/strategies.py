@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from ..errors import HeadforceError
 from ..policy import Clamp, Collapse, FrameSet, Keep, Op, Policy, Rule, Schedule, Warmup, load_ops
 from ..policy.memory import Decide
+from ..policy.node import Term
 from ..policy.op import arguments
 from ..policy.ops.episodic import Evicted
 from ..policy.ops.native import Native
 from ..policy.positions import CONTIGUOUS, PositionMap
-from ..policy.rule import Term
 
 LARGEST = 9
 """Largest whole number drawn as an argument: small sets show the same faults as large ones, and are read faster."""

@@ -6,11 +6,11 @@ from hypothesis import given
 from headforce.errors import HeadforceError
 from headforce.policy import Clamp, Collapse, Keep, Rule, parse_rule
 from headforce.policy.memory import StoreOp
+from headforce.policy.node import Term
 from headforce.policy.ops.episodic import Episodic, Evicted, Novel
 from headforce.policy.ops.sink import Sink
 from headforce.policy.ops.stride import Stride
 from headforce.policy.ops.window import Window
-from headforce.policy.rule import Term
 from headforce.testing.strategies import rules
 
 

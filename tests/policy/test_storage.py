@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from headforce.policy import Chunk, FrameSet, HeadMemory, HeadRule, Rule, Schedule, Warmup, oracle, parse_rule
-from headforce.policy.rule import Intersection, Term
+from headforce.policy.node import Intersection, Term
 from headforce.testing.strategies import decide_by, decisions, rules, schedules
 
 NATIVE = parse_rule("sink(1) | span(7)")

@@ -1,0 +1,105 @@
+"""The backend behind `torch.compile(model, backend="headforce")`.
+
+It recognises the attention of a graph and returns a `SiteGraph`, which runs it with whatever caches it is given. State
+lives outside the graph, which is a function of tensors; refusals are raised by the callable that is returned, where
+nothing swallows them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ..errors import HeadforceError
+from .find import find_sites
+from .inner import compile_inner
+from .options import Options, read_options
+from .report import Report
+from .session import Session, active_session, recording_refusals
+from .site import SiteReport
+from .site_graph import OWNED, PLAIN, SiteGraph
+from .torch_private import own_copy
+
+log = logging.getLogger("headforce")
+
+UNPREPARED = Report()
+"""What was seen in the graphs of models that were not prepared."""
+
+
+def headforce_backend(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compiles one graph that Dynamo captured. `mode` and `options` are those of `torch.compile`."""
+    session = active_session()
+    try:
+        settings = read_options(mode, options)
+        _check_policy(session, settings)
+        copied = own_copy(module)
+        report = find_sites(copied, example_inputs)
+        if session is not None:
+            _check_refused(report, settings)
+            _check_gradients(example_inputs, report)
+        else:
+            _notice(report, settings)
+        if not report.found:
+            return compile_inner(copied, example_inputs, settings)
+        return SiteGraph(copied, example_inputs, settings, report, PLAIN if session is None else OWNED)
+    except HeadforceError as error:
+        return _refusing(error)
+
+
+def _check_policy(session: Session | None, settings: Options) -> None:
+    if session is not None and settings.policy is not None and settings.policy != session.policy:
+        raise HeadforceError(
+            "HF-OPTION",
+            site="policy",
+            found="a policy in the options that is not the one given to prepare()",
+            needed="one policy; leave it out of the options of a prepared model",
+        )
+
+
+def _check_refused(report: SiteReport, settings: Options) -> None:
+    if report.refused and settings.on_refuse == "error":
+        first = report.refused[0]
+        raise HeadforceError(first.code, site=f"{first.site} ({first.where})", found=first.found, needed=first.needed)
+
+
+def _check_gradients(example_inputs: Sequence[Any], report: SiteReport) -> None:
+    recorded = torch.is_grad_enabled() and any(isinstance(e, Tensor) and e.requires_grad for e in example_inputs)
+    if recorded and report.found:
+        raise HeadforceError("HF-GRAD", found="a call that records gradients", needed="a call without gradients")
+
+
+def _notice(report: SiteReport, settings: Options) -> None:
+    """A model that was not prepared runs unchanged; what was seen in it is reported, and said once."""
+    UNPREPARED.add("unchanged", report.found, report.refused, report.excluded)
+    sites = len(report.found) + len(report.refused)
+    if settings.policy is not None and sites:
+        raise HeadforceError(
+            "HF-PREPARE",
+            found="a policy for a model that was not prepared",
+            needed="headforce.prepare(model, policy=...) before the first call",
+        )
+    if sites and UNPREPARED.graphs_with_sites == 1:
+        log.warning(
+            "headforce: %d attention sites with a history, and no policy: the model runs unchanged. "
+            "headforce.prepare(model, policy=...) gives it one.",
+            sites,
+        )
+
+
+def _refusing(error: HeadforceError) -> Callable[..., Any]:
+    def refuse(*args: Any) -> Any:
+        with recording_refusals(active_session()):
+            raise error
+
+    return refuse

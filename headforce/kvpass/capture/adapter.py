@@ -1,0 +1,101 @@
+"""What an adapter says about a family of models, and the registry of adapters."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from ...errors import HeadforceError
+from ...policy import Rule
+
+ENTRY_POINTS = "headforce.adapters"
+
+
+class LayerCache(ABC):
+    """The model's cache of one layer, as its caller passes it."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """K and V, as they are now."""
+
+    @abstractmethod
+    def replace(self, k: Tensor, v: Tensor) -> None:
+        """Puts shells in their place."""
+
+    @abstractmethod
+    def give_back(self, k: Tensor, v: Tensor) -> None:
+        """Puts ordinary tensors in place of the shells, and undoes what `replace` did besides."""
+
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """True when nothing has been written since the cache was made or reset."""
+
+    @abstractmethod
+    def owner(self) -> object:
+        """The object that holds the tensors, the same one for as long as the cache is in use."""
+
+
+class Adapter(ABC):
+    """What headforce has to know about a family of models before it can own their caches."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def matches(self, model: nn.Module) -> bool:
+        """True for models of this family."""
+
+    @abstractmethod
+    def caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[LayerCache]:
+        """The caches of all layers, in order, from the arguments of a call; empty for a call without a cache."""
+
+    @abstractmethod
+    def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
+        """What the unmodified model reads."""
+
+    def install(self, model: nn.Module) -> ExitStack:
+        """What has to be replaced on this one model for as long as it is prepared; closing the stack undoes it."""
+        return ExitStack()
+
+    def shims(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """What has to be replaced in the code of the family while one call runs."""
+        return nullcontext()
+
+
+_ADAPTERS: dict[str, Adapter] = {}
+_T = TypeVar("_T", bound=type[Adapter])
+
+
+def adapter(name: str) -> Callable[[_T], _T]:
+    """Class decorator: registers an adapter."""
+
+    def register(kind: _T) -> _T:
+        kind.name = name
+        _ADAPTERS[name] = kind()
+        return kind
+
+    return register
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter for `model`; HF-ADAPTER if none knows it. The latest registered goes first: plugins can refine."""
+    from .. import capture
+
+    for module in pkgutil.iter_modules(capture.__path__):
+        importlib.import_module(f"{capture.__name__}.{module.name}")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    for candidate in reversed(list(_ADAPTERS.values())):
+        if candidate.matches(model):
+            return candidate
+    raise HeadforceError(
+        "HF-ADAPTER",
+        found=f"a {type(model).__module__}.{type(model).__qualname__}, which no adapter knows",
+        needed="a model of one of these families: " + ", ".join(_ADAPTERS),
+    )

@@ -1,0 +1,77 @@
+"""Models whose forward takes `kv_cache`, a list with one dict of `k` and `v` for each layer, written in place.
+
+This is the protocol of Self-Forcing (arXiv 2506.08009) and of the models that grew out of it. The dicts also hold
+`global_end_index` and `local_end_index`; here they are Python ints.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import HeadforceError
+from ...policy import Rule, parse_rule
+from .adapter import Adapter, LayerCache, adapter
+
+CACHE_ARGUMENT = "kv_cache"
+
+
+class DictCache(LayerCache):
+    """One layer's dict."""
+
+    def __init__(self, cache: dict[str, Any]) -> None:
+        self.cache = cache
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return self.cache["k"], self.cache["v"]
+
+    def replace(self, k: Tensor, v: Tensor) -> None:
+        self.cache["k"], self.cache["v"] = k, v
+
+    def give_back(self, k: Tensor, v: Tensor) -> None:
+        self.cache["k"], self.cache["v"] = k, v
+
+    def is_empty(self) -> bool:
+        return int(self.cache["global_end_index"]) == 0
+
+    def owner(self) -> object:
+        return self.cache
+
+
+@adapter("dict-cache")
+class DictCacheAdapter(Adapter):
+    """Python-int indices: the model can be traced as it is, and nothing has to be replaced but the tensors."""
+
+    def matches(self, model: nn.Module) -> bool:
+        return CACHE_ARGUMENT in inspect.signature(model.forward).parameters
+
+    def caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[LayerCache]:
+        bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
+        caches = bound.arguments.get(CACHE_ARGUMENT)
+        return [DictCache(cache) for cache in caches] if caches is not None else []
+
+    def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
+        sink = next((int(m.sink_size) for m in model.modules() if hasattr(m, "sink_size")), 0)
+        held = cache_rows // tokens_per_frame
+        return window_rule(held=held, read=held, sink=sink)
+
+
+def window_rule(*, held: int, read: int, sink: int) -> Rule:
+    """What a cache of `held` frames, the chunk included, gives a model that reads its newest `read` of them.
+
+    A full cache drops its oldest frames but for the first `sink`, which lie in front of the others.
+    """
+    if not sink:
+        return parse_rule(f"span({min(held, read)})")
+    if read <= held - sink:
+        return parse_rule(f"span({read})")
+    if read < held:
+        raise HeadforceError(
+            "HF-NATIVE",
+            found=f"a model that reads the newest {read} of {held} frames, of which the first {sink} are a sink",
+            needed="a window that holds all of the sink or nothing of it",
+        )
+    return parse_rule(f"sink({sink}) | span({held - sink})")

@@ -1,0 +1,221 @@
+"""From a Dynamo graph to a list of attention sites: found, refused, or excluded, and each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from .history import landing
+from .normal_form import Cursor, settle
+from .places import module_path, source_line, unique
+from .recognize import AttentionCall, CacheMatch, Refused, Rotation, first
+from .recognize.attention import check_call
+from .site import Operand, Refusal, RopeForm, Site, SiteReport
+from .sources import behind
+from .torch_private import input_source
+from .unseen import is_written, nested, unclaimed
+from .view import GraphView
+
+Verdict = Site | Refused | str  # found, refused, or the reason why no policy is about it
+
+
+def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) -> SiteReport:
+    """Recognise the attention of one graph as Dynamo hands it to a backend. The graph is only read.
+
+    Args:
+        graph_module: the captured graph, with example values on its nodes.
+        example_inputs: what Dynamo gave the backend with it.
+
+    Returns:
+        Every attention call of the graph, in graph order, in one of `found`, `refused` and `excluded`.
+    """
+    view = GraphView(graph_module, example_inputs)
+    verdicts: list[tuple[Node, Verdict]] = []
+    claimed: set[Node] = set()
+    for node in view.nodes:
+        try:
+            call = first("attention", view, node)
+            if call is None:
+                continue
+            claimed |= behind(view, call.k.node, call.v.node)[1]
+            verdicts.append((node, _judge(view, call)))
+        except Refused as refused:
+            claimed |= behind(view, *(n for about in (node, *refused.about) for n in about.all_input_nodes))[1]
+            verdicts.append((node, refused))
+    verdicts += [(node, refused) for node, refused in unclaimed(view, claimed)]
+    verdicts += [(node, refused) for node, refused in nested(view)]
+    return _report(view, verdicts)
+
+
+def _judge(view: GraphView, call: AttentionCall) -> Verdict:
+    """One attention call. Refusals are raised."""
+    reason = first("exclude", view, call)
+    if reason is not None:
+        return reason
+    check_call(view, call)
+    mask = first("mask", view, call)
+    if mask is None:
+        found = "is_causal=True over a history" if call.causal else f"the mask {getattr(call.mask, 'name', call.mask)}"
+        raise Refused("HF-MASK", found, "no mask, or one that is built from constants in the graph")
+    match, rotated = _cache(view, call)
+    query = settle(call.q, view)
+    new_key, new_value = settle(match.new_key, view), settle(match.new_value, view)
+    writes = [view.order[n] for n in match.form.write_nodes] or [view.order[call.k_user]]
+    _check_settled(view, [(query, view.order[call.k_user]), (new_key, min(writes)), (new_value, min(writes))])
+    rope, notes = _rope(view, query, new_key, rotated)
+    if rotated is not None and (rope is None or rope.key_start is None):
+        raise Refused("HF-ROPE", f"keys rotated after the cache ({notes[0]})", "a RoPE whose clock is in the graph")
+    if match.form.kind == "cat" and not match.form.returned:
+        notes = (*notes, "the grown history is not an output of this graph: the caller keeps the past in another way")
+    form = replace(match.form, keys_rotated=None if rope is None else ("before" if rotated is None else "after"))
+    shapes = {
+        name: dict(zip(c.layout, view.shape(c.node), strict=True))
+        for name, c in (("q", query), ("k", new_key), ("v", new_value))
+    }
+    _check_sizes(view, call, shapes, form.layout)
+    return Site(
+        name=module_path(call.node),
+        where=source_line(call.node),
+        role="self",
+        node=call.node,
+        layout=call.layout,
+        query=_operand(view, query),
+        new_key=_operand(view, new_key),
+        new_value=_operand(view, new_value),
+        batch=shapes["q"]["batch"],
+        heads=int(shapes["q"]["head"]),
+        kv_heads=int(shapes["k"]["head"]),
+        head_dim=int(shapes["q"]["dim"]),
+        value_dim=int(shapes["v"]["dim"]),
+        query_rows=shapes["q"]["seq"],
+        scale=call.scale * match.factor,
+        mask=mask,
+        cache=form,
+        rope=rope,
+        dtype=view.dtype(call.node),
+        notes=notes,
+    )
+
+
+def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation | None]:
+    """The cache form; keys that are rotated after the cache are looked through."""
+    rotation = first("rope", view, call.k)
+    if rotation is not None:
+        call = replace(call, k=replace(rotation.raw, casts=(), passed=()))
+    match = first("cache", view, call)
+    if match is not None:
+        return match, rotation
+    inputs = behind(view, call.k.node, call.v.node)[1]
+    written = [n for n in view.placeholders if n in inputs and is_written(view, n)]
+    if written:
+        raise Refused(
+            "HF-CACHE-FORM",
+            f"K or V computed from the cache {written[0].name} in an unknown way",
+            "views and slices between cache and attention",
+        )
+    raise Refused(
+        "HF-NOHISTORY",
+        "K and V that hold no past which this graph keeps",
+        "a cache that the graph writes, or cat([past, new])",
+    )
+
+
+def _rope(
+    view: GraphView, query: Cursor, new_key: Cursor, rotated: Rotation | None
+) -> tuple[RopeForm | None, tuple[str, ...]]:
+    q = first("rope", view, query)
+    k = rotated or first("rope", view, new_key)
+    q, k = (None if r is None or view.written_after(r.raw.node) else r for r in (q, k))
+    if q is None or k is None:
+        missing = " and ".join(name for name, r in (("query", q), ("key", k)) if r is None)
+        return None, (f"HF-ROPE: no RoPE recognised on the {missing}",)
+    same = (q.kind, q.pairs, q.temporal, q.temporal_columns, q.tokens_per_frame, q.tables)
+    if same != (k.kind, k.pairs, k.temporal, k.temporal_columns, k.tokens_per_frame, k.tables):
+        return None, ("HF-ROPE: query and key are rotated in different ways",)
+    raw_key = new_key if rotated is not None else k.raw
+    notes = () if q.start is not None else ("HF-ROPE: the table is made outside the graph, so it gives no clock",)
+    form = RopeForm(
+        kind=q.kind,
+        raw_query=_operand(view, q.raw),
+        raw_key=_operand(view, raw_key),
+        query_start=q.start,
+        key_start=k.start,
+        frames=q.frames,
+        tokens_per_frame=q.tokens_per_frame,
+        grid=q.grid,
+        pairs=q.pairs,
+        temporal=q.temporal,
+        temporal_columns=q.temporal_columns,
+        tables=q.tables,
+        compute_dtype=q.compute_dtype,
+    )
+    return form, notes
+
+
+def _operand(view: GraphView, cursor: Cursor) -> Operand:
+    return Operand(cursor.node, cursor.layout, view.dtype(cursor.node))
+
+
+def _check_settled(view: GraphView, operands: list[tuple[Cursor, int]]) -> None:
+    """An operand that is written in place must have its last write behind it when it is used."""
+    for cursor, use in operands:
+        late = [w for w in view.writers(cursor.node) if view.order[w] >= use]
+        if late:
+            raise Refused(
+                "HF-ESCAPE",
+                f"{cursor.node.name} changed by {late[0].name} after its use",
+                "operands that keep their values",
+            )
+
+
+def _check_sizes(
+    view: GraphView, call: AttentionCall, shapes: dict[str, dict[str, Any]], cache_layout: tuple[str, ...]
+) -> None:
+    q, k, v = shapes["q"], shapes["k"], shapes["v"]
+    known = all(s[axis].is_Integer for s in (q, k, v) for axis in ("head", "dim"))
+    if not known:
+        raise Refused(
+            "HF-LAYOUT", "a number of heads or channels that changes from call to call", "both known when compiling"
+        )
+    fits = q["dim"] == k["dim"] and k["head"] == v["head"] and int(q["head"]) % int(k["head"]) == 0
+    same = (
+        view.facts.equal(q["batch"], k["batch"])
+        and view.facts.equal(q["batch"], v["batch"])
+        and view.facts.equal(k["seq"], v["seq"])
+    )
+    if not (fits and same):
+        raise Refused(
+            "HF-LAYOUT",
+            f"query {q}, new key {k}, new value {v}",
+            "one batch, one number of new rows, heads a multiple of K/V heads",
+        )
+    groups = int(q["head"]) // int(k["head"])
+    repeated = [a.stride for c in (call.k, call.v) for a in _head_atoms(view, c)]
+    if any(stride not in (1, groups) for stride in repeated):
+        raise Refused(
+            "HF-LAYOUT",
+            "K/V heads tiled, so that query head h reads head h mod n",
+            "each K/V head repeated for adjacent query heads",
+        )
+
+
+def _head_atoms(view: GraphView, cursor: Cursor) -> list[Any]:
+    return [a for dim in landing(view, cursor, factors=True).cursor.axes for a in dim if a.label == "head"]
+
+
+def _report(view: GraphView, verdicts: list[tuple[Node, Verdict]]) -> SiteReport:
+    names = unique([module_path(node) for node, _ in verdicts])
+    found, refused, excluded = [], [], []
+    for name, (node, verdict) in zip(names, verdicts, strict=True):
+        where = source_line(node)
+        if isinstance(verdict, Site):
+            found.append(replace(verdict, name=name))
+        elif isinstance(verdict, Refused):
+            refused.append(Refusal(verdict.code, name, where, verdict.found, verdict.needed))
+        else:
+            excluded.append(Refusal("HF-CROSS", name, where, verdict, "nothing: no policy is about cross-attention"))
+    inputs = {node.name: input_source(node) for node in view.placeholders}
+    return SiteReport(tuple(found), tuple(refused), tuple(excluded), view.binder, inputs)

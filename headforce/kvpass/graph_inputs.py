@@ -1,0 +1,43 @@
+"""Graph inputs that a rewrite adds: pools and tables, appended after the model's own inputs.
+
+Their first sizes differ between policies and models, so those are symbolic: one compiled graph serves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .torch_private import symbolic_fake, with_source
+
+
+class AddedInputs:
+    """Appends inputs to a graph, with the example values that a compiler wants to see.
+
+    Args:
+        module: the graph, which is changed.
+        example_inputs: what Dynamo gave the backend with it.
+    """
+
+    def __init__(self, module: GraphModule, example_inputs: Sequence[Any]) -> None:
+        self.module = module
+        self.examples = list(example_inputs)
+        self._last = [node for node in module.graph.nodes if node.op == "placeholder"][-1]
+
+    def add(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, dynamic: Sequence[int]
+    ) -> Node:
+        """A new input. Its dims in `dynamic` may have any size; give them an example size other than 0 and 1."""
+        graph = self.module.graph
+        like = torch.empty(tuple(shape), dtype=dtype, device=device)
+        with graph.inserting_after(self._last):
+            node = graph.placeholder(name)
+        value = symbolic_fake(like, name, dynamic, self.examples)
+        node.meta["example_value"] = value
+        with_source(node, name)
+        self.examples.append(value)
+        self._last = node
+        return node

@@ -1,0 +1,78 @@
+"""Following K and V back, through views and slices, to the graph input that keeps the past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import sympy
+from torch.fx import Node
+
+from .axes import Atom, Axes
+from .normal_form import Cursor, peel
+from .site import Rows
+from .slices import slices
+from .view import GraphView
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A cursor and, for each axis that was sliced on the way, the rows of it that are seen."""
+
+    cursor: Cursor
+    spans: dict[str, Rows]
+
+    @property
+    def node(self) -> Node:
+        return self.cursor.node
+
+    def rows(self, label: str, view: GraphView) -> Rows | None:
+        """The rows of `label` at the node that are seen; the whole axis if it was not sliced."""
+        if label in self.spans:
+            return self.spans[label]
+        dims = [i for i, dim in enumerate(self.cursor.axes) if any(a.label == label for a in dim)]
+        shape = view.shape(self.node)
+        return Rows(sympy.S.Zero, shape[dims[0]]) if len(dims) == 1 and len(self.cursor.axes[dims[0]]) == 1 else None
+
+
+def trace(view: GraphView, cursor: Cursor, *, factors: bool = False) -> Iterator[Trace]:
+    """Steps back from a cursor through value-keeping operations and slices of whole axes, the start included."""
+    state: Trace | None = Trace(cursor, {})
+    while state is not None:
+        yield state
+        step = peel(state.cursor, view, factors=factors)
+        state = replace(state, cursor=step) if step is not None else _sliced(view, state)
+
+
+def landing(view: GraphView, cursor: Cursor, *, factors: bool = False) -> Trace:
+    """The last step of `trace`."""
+    *_, last = trace(view, cursor, factors=factors)
+    return last
+
+
+def _sliced(view: GraphView, state: Trace) -> Trace | None:
+    found = slices(view, state.node)
+    if found is None:
+        return None
+    source, ranges = found
+    axes, spans, sizes = list(state.cursor.axes), dict(state.spans), view.shape(source)
+    for dim, rows in ranges.items():
+        here = axes[dim]
+        if len(here) > 1 or (
+            here and (here[0].stride != 1 or not view.facts.equal(here[0].size, rows.stop - rows.start))
+        ):
+            return None
+        if not here:  # one row of an axis: its name is that of a dim of size 1, which carries none
+            return None
+        label, inner = here[0].label, spans.get(here[0].label, Rows(sympy.S.Zero, rows.stop - rows.start))
+        axes[dim] = (Atom(label, sizes[dim]),)
+        spans[label] = Rows(sympy.expand(rows.start + inner.start), sympy.expand(rows.start + inner.stop))
+    return Trace(state.cursor.to(source, tuple(axes), view), spans)
+
+
+def plain_layout(axes: Axes, shape: tuple[sympy.Expr, ...], view: GraphView) -> bool:
+    """Whether every dim of a tensor of `shape` is one whole axis."""
+    return all(
+        not dim or (len(dim) == 1 and dim[0].stride == 1 and view.facts.equal(dim[0].size, s))
+        for dim, s in zip(axes, shape, strict=True)
+    )

@@ -1,0 +1,65 @@
+"""The options of `torch.compile(model, backend="headforce", options={...})`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import HeadforceError, nearest
+from ..lowering.targets import find_target
+from ..policy import Policy
+
+_CHOICES = {"on_refuse": ("error", "warn"), "verify": ("off", "plan")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may set.
+
+    Attributes:
+        policy: a `Policy` or the path of a policy file, for models that `prepare` did not see.
+        target: how ragged attention is computed; None picks the best one for the device.
+        inner: the compiler that gets the rewritten graph: "inductor", "eager", or any registered backend.
+        inner_mode: its mode, such as "max-autotune-no-cudagraphs"; `torch.compile(mode=...)` alone means the same.
+        inner_options: its options.
+        cudagraphs: capture whole passes.
+        on_refuse: "error" raises when an attention site was asked for and cannot be rewritten; "warn" leaves it alone.
+        verify: "plan" checks every plan against the oracle; "off" does not.
+    """
+
+    policy: Policy | None = None
+    target: str | None = None
+    inner: str = "inductor"
+    inner_mode: str | None = None
+    inner_options: Mapping[str, Any] | None = None
+    cudagraphs: bool = False
+    on_refuse: str = "error"
+    verify: str = "off"
+
+
+def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
+    """The options as given to `torch.compile`; HF-OPTION for a name or a value that does not exist."""
+    values = dict(given or {})
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in values:
+        if name not in known:
+            raise HeadforceError(
+                "HF-OPTION", site=name, found=f"option {name!r}{nearest(name, known)}", needed=", ".join(known)
+            )
+    for name, choices in _CHOICES.items():
+        if values.get(name, choices[0]) not in choices:
+            raise HeadforceError("HF-OPTION", site=name, found=repr(values[name]), needed=" or ".join(choices))
+    if values.get("cudagraphs"):
+        raise HeadforceError("HF-OPTION", site="cudagraphs", found="True", needed="False: passes are not captured yet")
+    if values.get("target") is not None:
+        find_target(values["target"])
+    if isinstance(values.get("policy"), str | os.PathLike):
+        values["policy"] = Policy.load(values["policy"])
+    if not isinstance(values.get("policy"), Policy | None):
+        raise HeadforceError(
+            "HF-OPTION", site="policy", found=type(values["policy"]).__name__, needed="a Policy or the path of a file"
+        )
+    return Options(**{"inner_mode": mode, **values})

@@ -1,0 +1,43 @@
+"""Where a node comes from: the module's path and the line of the model's source."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+from torch.fx import Node
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_ROOT = re.compile(r"^L(\['[^']*'\]|__\w+)?\.?")
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+
+
+def module_path(node: Node) -> str:
+    """The path of the innermost module, such as "blocks.0.self_attn"; empty if the graph does not say."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    if not entries:
+        return ""
+    last = entries[-1]
+    path = last[0] if isinstance(last, tuple) else str(last)
+    steps = _ROOT.sub("", path).replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").split(".")
+    return ".".join(step for step in steps if step not in ("", "__dict__", "_modules"))
+
+
+def source_line(node: Node) -> str:
+    """file:line of the innermost frame outside torch; empty if the graph does not say."""
+    frames = [m.group("file", "line") for m in _FRAME.finditer(node.meta.get("stack_trace") or "")]
+    own = [f for f in frames if not os.path.abspath(f[0]).startswith(_TORCH + os.sep)] or frames
+    return ":".join(own[-1]) if own else ""
+
+
+def unique(names: list[str]) -> list[str]:
+    """The names, with #2, #3, ... behind the second and later uses of one; "site0", "site1", ... where empty."""
+    seen: dict[str, int] = {}
+    out = []
+    for i, name in enumerate(names):
+        name = name or f"site{i}"
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return out

@@ -1,0 +1,69 @@
+"""Attention calls: `F.scaled_dot_product_attention`, under its public name or as the builtin that Dynamo writes.
+
+Accepted:
+
+    F.scaled_dot_product_attention(q, k, v)                                   # [B, H, S, D]
+    F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=s, enable_gqa=True)
+
+Refused: operands that are not four-dimensional (HF-LAYOUT), dropout (HF-DROPOUT), gradients (HF-GRAD), a scale that
+is not a number in the graph (HF-ATTENTION-FORM). Masks are classified in `mask.py`.
+"""
+
+from __future__ import annotations
+
+import sympy
+from torch.fx import Node
+
+from .. import torch_private
+from ..axes import label_dims
+from ..normal_form import LABELS, Cursor
+from ..ops import argument
+from ..symbolic import to_number
+from ..view import GraphView
+from .base import AttentionCall, Refused, recognizer
+
+
+@recognizer("attention", order=10)
+def scaled_dot_product_attention(view: GraphView, node: Node) -> AttentionCall | None:
+    """Recognise SDPA; returns the call with operands labelled `[batch, head, seq, dim]`."""
+    if node.op != "call_function" or node.target not in torch_private.SDPA_TARGETS:
+        return None
+    q, k, v = (argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
+    shapes = [view.shape(x) for x in (q, k, v)]
+    if any(shape is None or len(shape) != 4 for shape in shapes):
+        raise Refused("HF-LAYOUT", f"operands of shape {_show(shapes)}", "query, key and value of shape [B, H, S, D]")
+    # SDPA on CPU accepts K and V that differ in rows and reads what it likes; a guard on their sizes settles it.
+    view.ensure(sympy.Eq(shapes[1][2], shapes[2][2]))
+    cursors = [Cursor(x, label_dims(LABELS, shape)) for x, shape in zip((q, k, v), shapes, strict=True)]
+    scale = argument(node, 6, "scale")
+    if scale is None:
+        if not shapes[0][3].is_Integer:
+            raise Refused("HF-LAYOUT", f"a head dim of {shapes[0][3]}", "a head dim known when compiling")
+        scale = int(shapes[0][3]) ** -0.5
+    number = to_number(scale)
+    if number is None:
+        raise Refused("HF-ATTENTION-FORM", f"a scale computed in the graph ({scale})", "a scale that is a number")
+    return AttentionCall(
+        node=node,
+        layout=LABELS,
+        q=cursors[0],
+        k=cursors[1],
+        v=cursors[2],
+        scale=float(number),
+        mask=argument(node, 3, "attn_mask"),
+        dropout=argument(node, 4, "dropout_p", 0.0),
+        causal=bool(argument(node, 5, "is_causal", False)),
+    )
+
+
+def check_call(view: GraphView, call: AttentionCall) -> None:
+    """Raise `Refused` for what no form of attention may have: dropout, gradients."""
+    if to_number(call.dropout) != 0:
+        raise Refused("HF-DROPOUT", f"dropout_p={call.dropout}", "dropout_p=0.0 (model.eval())")
+    tensor = view.tensor(call.node)
+    if tensor is None or tensor.requires_grad:
+        raise Refused("HF-GRAD", "an attention result that requires a gradient", "torch.no_grad() or inference_mode()")
+
+
+def _show(shapes: list) -> str:
+    return ", ".join("?" if s is None else str(list(s)) for s in shapes)

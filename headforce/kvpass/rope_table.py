@@ -1,0 +1,264 @@
+"""Reading a RoPE table: which rows and columns of it turn which pairs, for which positions.
+
+Starting from the factor that multiplies a query or key, with its dims labelled in the axes of that operand, the
+expression is followed back through `cat`, `expand`, `view`, slices, `cos` and `sin` to the tables. Each way ends in
+a `Leaf`. Accepted:
+
+    time = ft[s:s+f].view(f, 1, 1, -1).expand(f, h, w, -1)          # rows and columns of the frame likewise
+    torch.cat([time, row, column], -1).reshape(f * h * w, 1, -1)
+    table[s:s+n]                               # one-dimensional positions
+    table[torch.arange(s, s + f)]              # rows by index
+    torch.outer(torch.arange(s, s + f), inv_freq).cos()
+    cos.repeat_interleave(2, -1); torch.cat([cos, cos], -1); table[..., 0::2]     # both lanes of a pair in one table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import sympy
+from torch.fx import Node
+
+from .axes import ONE, Atom, Axes, Dim
+from .normal_form import Cursor, peel
+from .ops import argument, op_name, sequence_argument, tensor_argument
+from .selection import select
+from .slices import slices
+from .view import GraphView
+
+_UNARY = frozenset({"cos", "sin", "real", "imag"})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A part of a table.
+
+    Attributes:
+        root: the table: a graph input, or the node that makes it.
+        first: first position on the head dim's axis that it serves, in channels.
+        lanes: channels from one of its positions to the next (2: one column for each interleaved pair).
+        count: positions on the head dim that it serves.
+        row: the piece of the operand's rows that selects the table's row, or None if all have the same.
+        start: the row for that piece's position 0; None if the table's rows are not sliced in the graph.
+        column: first column of `root`, and columns taken.
+        path: the functions between root and factor, such as ("cos",).
+    """
+
+    root: Node
+    first: sympy.Expr
+    lanes: sympy.Expr
+    count: sympy.Expr
+    row: Atom | None
+    start: sympy.Expr | None
+    column: tuple[sympy.Expr, sympy.Expr]
+    path: tuple[str, ...]
+
+    def key(self) -> tuple:
+        """What cos and sin of one rotation share."""
+        return (self.first, self.lanes, self.count, self.row, self.start, self.column)
+
+
+def broadcast(axes: Axes, shape: Sequence[sympy.Expr]) -> Axes:
+    """The axes of an operand of `shape` that broadcasts to a result with `axes`.
+
+    A whole axis takes its size from `shape`: it is the same number, in the form that the operand's own reshapes divide.
+    """
+    out: list[Dim] = []
+    for dim, size in zip(axes[len(axes) - len(shape) :], shape, strict=True):
+        whole = len(dim) == 1 and dim[0].stride == 1
+        out.append(() if size == ONE else (dim[0]._replace(size=size),) if whole else dim)
+    return tuple(out)
+
+
+def leaves(view: GraphView, cursor: Cursor) -> list[Leaf] | None:
+    """The parts of the tables behind a factor, in the order of the head dim; None if it cannot be read."""
+    state = _State(cursor, sympy.S.Zero, None, None, None, ())
+    return _follow(view, state)
+
+
+@dataclass(frozen=True)
+class _State:
+    cursor: Cursor
+    first: sympy.Expr
+    row: Atom | None
+    start: sympy.Expr | None
+    dim: tuple[Atom, tuple[sympy.Expr, sympy.Expr]] | None  # the piece of the head dim, and its columns
+    path: tuple[str, ...]
+
+
+def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
+    while True:
+        cursor, name = state.cursor, op_name(state.cursor.node)
+        step = peel(cursor, view) or (_row_slice(view, state) or select(cursor, view))
+        if isinstance(step, _State):
+            state = step
+        elif step is not None:
+            state = replace(state, cursor=step)
+        elif name == "cat":
+            return _branches(view, state)
+        elif name in _UNARY or (name == "getattr" and cursor.node.args[1] in _UNARY):
+            source = tensor_argument(cursor.node)
+            path = name if name in _UNARY else cursor.node.args[1]
+            state = replace(state, cursor=cursor.to(source, cursor.axes, view), path=(*state.path, path))
+        elif name == "view_as_real":
+            lane = cursor.axes[-1]
+            if len(lane) != 1 or lane[0].label not in ("=0", "=1"):
+                return None
+            path = "real" if lane[0].label == "=0" else "imag"
+            state = replace(
+                state, cursor=cursor.to(tensor_argument(cursor.node), cursor.axes[:-1], view), path=(*state.path, path)
+            )
+        elif name == "polar":
+            angle = argument(cursor.node, 1, "angle")
+            state = replace(state, cursor=cursor.to(angle, cursor.axes, view), path=(*state.path, "polar"))
+        else:
+            found = _indexed(view, state) or _angles(view, state)
+            if found is None:
+                return _leaf(view, state)
+            if found.cursor.node is cursor.node:
+                return _leaf(view, found)
+            state = found
+
+
+def _row_slice(view: GraphView, state: _State) -> _State | None:
+    """`table[s:s+f]` and a cut of columns: rows and columns keep their place in the table."""
+    found = slices(view, state.cursor.node)
+    if found is None:
+        return None
+    source, ranges = found
+    axes = list(state.cursor.axes)
+    for dim, rows in ranges.items():
+        here = axes[dim]
+        if len(here) == 1 and here[0].label == "seq" and state.row is None:
+            state = replace(state, row=here[0], start=rows.start)
+            axes[dim] = (Atom("row", view.shape(source)[dim]),)
+        elif not here and state.row is None and state.start is None:
+            # One row for every position: the time of a chunk of a single frame.
+            state = replace(state, start=rows.start)
+            axes[dim] = (Atom("row", view.shape(source)[dim]),)
+        elif here and here[0].label == "dim" and state.dim is None:
+            state = replace(state, dim=(here[0], (rows.start, rows.stop - rows.start)))
+            axes[dim] = (Atom("column", view.shape(source)[dim]),)
+        elif len(here) == 1 and here[0].label == "row" and state.start is not None:
+            state = replace(state, start=sympy.expand(state.start + rows.start))
+        else:
+            return None
+    return replace(state, cursor=state.cursor.to(source, tuple(axes), view))
+
+
+def _branches(view: GraphView, state: _State) -> list[Leaf] | None:
+    """A `cat` along the head dim: each part serves its own pairs."""
+    node, axes = state.cursor.node, state.cursor.axes
+    dim, parts = argument(node, 1, "dim", 0), sequence_argument(node)
+    if not isinstance(dim, int) or not parts:
+        return None
+    dim %= len(axes)
+    here = axes[dim]
+    if not here or here[0].label != "dim" or any(a.label == "dim" for a in here[1:]):
+        return None
+    inner = sympy.prod(a.size for a in here[1:])
+    out, place = [], sympy.S.Zero
+    for part in parts:
+        shape = view.shape(part)
+        if shape is None or not shape[dim].is_Integer or int(shape[dim]) % int(inner):
+            return None
+        size = shape[dim] / inner
+        own = (here[0]._replace(size=size), *here[1:])
+        at = replace(state, cursor=state.cursor.to(part, (*axes[:dim], own, *axes[dim + 1 :]), view))
+        found = _follow(view, replace(at, first=state.first + place * here[0].stride))
+        if found is None:
+            return None
+        out += found
+        place += size
+    return out
+
+
+def _indexed(view: GraphView, state: _State) -> _State | None:
+    """`table[positions]`, `torch.index_select(table, 0, positions)`: rows by a tensor of positions."""
+    node = state.cursor.node
+    if op_name(node) == "getitem" and isinstance(node.args[1], Node):
+        source, index = node.args[0], node.args[1]
+    elif op_name(node) == "index_select" and argument(node, 1, "dim") == 0:
+        source, index = node.args[0], argument(node, 2, "index")
+    else:
+        return None
+    shape, axes = view.shape(index), state.cursor.axes
+    if shape is None or len(shape) != 1 or view.shape(source) is None or state.row is not None:
+        return None
+    start = position(view, Cursor(index, axes[:1]))
+    if start is None or len(axes[0]) != 1:
+        return None
+    table = (Atom("row", view.shape(source)[0]),)
+    return replace(state, cursor=state.cursor.to(source, (table, *axes[1:]), view), row=axes[0][0], start=start)
+
+
+def _angles(view: GraphView, state: _State) -> _State | None:
+    """`outer(positions, inv_freq)` or `positions[:, None] * inv_freq`: a table that is computed in the graph."""
+    node, axes = state.cursor.node, state.cursor.axes
+    if op_name(node) not in ("outer", "mul") or state.row is not None:
+        return None
+    operands = [
+        a
+        for a in (argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("vec2")))
+        if isinstance(a, Node)
+    ]
+    if len(operands) != 2:
+        return None
+    for i, operand in enumerate(operands):
+        shape = view.shape(operand)
+        if shape is None:
+            return None
+        own = axes[i : i + 1] if op_name(node) == "outer" else broadcast(axes, shape)
+        rows = [a for dim in own for a in dim]
+        start = position(view, Cursor(operand, own)) if len(rows) == 1 and rows[0].label == "seq" else None
+        if start is not None:
+            return replace(state, row=rows[0], start=start)
+    return None
+
+
+def position(view: GraphView, cursor: Cursor) -> sympy.Expr | None:
+    """The first value of `arange(s, e)`, `arange(n) + s` or `s + arange(n)`, through views and casts; None for
+    another tensor."""
+    offset = sympy.S.Zero
+    while True:
+        node, name = cursor.node, op_name(cursor.node)
+        step = peel(cursor, view)
+        if step is not None:
+            cursor = step
+        elif name == "add":
+            tensors = [a for a in node.args if view.shape(a) is not None]
+            numbers = [view.expr(a) for a in node.args if view.shape(a) is None]
+            if len(tensors) != 1 or len(numbers) != 1 or numbers[0] is None or node.kwargs:
+                return None
+            offset += numbers[0]
+            cursor = cursor.to(tensors[0], cursor.axes, view)
+        elif name == "arange":
+            bounds = [view.expr(a) for a in node.args]
+            if None in bounds or {"start", "end", "step"} & set(node.kwargs) or len(bounds) not in (1, 2):
+                return None
+            return sympy.expand(offset + (bounds[0] if len(bounds) == 2 else 0))
+        else:
+            return None
+
+
+def _leaf(view: GraphView, state: _State) -> list[Leaf] | None:
+    """The end of a way. A table that is not sliced in the graph has no start."""
+    if view.writers(state.cursor.node):
+        return None
+    atoms = [a for dim in state.cursor.axes for a in dim]
+    row, piece = state.row, state.dim
+    if row is None:
+        rows = [a for a in atoms if a.label == "seq"]
+        if len(rows) > 1:
+            return None
+        row = rows[0] if rows else None
+    if piece is None:
+        columns = [a for a in atoms if a.label == "dim"]
+        if len(columns) != 1:
+            return None
+        width = sympy.prod(a.size for a in atoms if a.label == "dim" or a.label.startswith("="))
+        piece = (columns[0], (sympy.S.Zero, width))
+    return [
+        Leaf(state.cursor.node, state.first, piece[0].stride, piece[0].size, row, state.start, piece[1], state.path)
+    ]

@@ -1,0 +1,202 @@
+"""`headforce.prepare`: a model whose caches headforce owns."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import HeadforceError
+from ..policy import Policy, Rule
+from .cache_set import CacheSet, LayerState, layer_of
+from .capture import Adapter, find_adapter
+from .report import Report
+
+if TYPE_CHECKING:
+    from .site_graph import SiteGraph
+
+_ACTIVE = threading.local()
+_SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
+
+
+def prepare(
+    model: nn.Module,
+    policy: Policy | str | PathLike[str],
+    *,
+    mode: str = "owned",
+    canonical_order: bool = False,
+    verify: str = "off",
+) -> Session:
+    """Makes headforce own the KV cache of `model`. Compile the model afterwards, or the one you compiled before.
+
+    Args:
+        model: a model of a known family. Its source and weights stay as they are.
+        policy: what every head remembers: a `Policy` or the path of a policy file.
+        mode: "owned": K and V live in pools of exactly the policy's size.
+        canonical_order: read keys in the order of their frames. Slower; bitwise equal to eager under `native()`.
+        verify: "plan" checks every plan against the oracle.
+
+    Returns a `Session`; `session.restore()` takes everything back. Raises HF-ADAPTER for an unknown family, HF-PREPARED
+    for a model that is prepared already, HF-OPTION for an unknown mode.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if mode != "owned":
+        raise HeadforceError("HF-OPTION", site="mode", found=repr(mode), needed="'owned'")
+    if verify not in ("off", "plan"):
+        raise HeadforceError("HF-OPTION", site="verify", found=repr(verify), needed="'off' or 'plan'")
+    if model in _SESSIONS:
+        raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
+    loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
+    return Session(model, loaded, find_adapter(model), canonical=canonical_order, verify=verify == "plan")
+
+
+def session_of(model: nn.Module) -> Session | None:
+    """The session of a prepared model."""
+    return _SESSIONS.get(getattr(model, "_orig_mod", model))
+
+
+def active_session() -> Session | None:
+    """The session whose model is running in this thread."""
+    stack = getattr(_ACTIVE, "stack", [])
+    return stack[-1][0] if stack else None
+
+
+class Session:
+    """A prepared model. Made by `prepare`; `restore()` ends it."""
+
+    def __init__(self, model: nn.Module, policy: Policy, adapter: Adapter, *, canonical: bool, verify: bool) -> None:
+        self._model = weakref.ref(model)
+        self.policy = policy
+        self.adapter = adapter
+        self.canonical = canonical
+        self.verify = verify
+        self.report = Report()
+        self._graphs: weakref.WeakSet[SiteGraph] = weakref.WeakSet()
+        self.cache_sets: list[CacheSet] = []
+        self.refusal: HeadforceError | None = None
+        self._installed = adapter.install(model)
+        self._hooks = [
+            model.register_forward_pre_hook(torch._dynamo.disable(self._before), with_kwargs=True),
+            model.register_forward_hook(torch._dynamo.disable(self._after), with_kwargs=True, always_call=True),
+        ]
+        _SESSIONS[model] = self
+
+    # --- around every call of the model --------------------------------------------------------------------------
+
+    def _before(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if model is not self.model:
+            return  # a deep copy takes hooks along; it is a model of its own
+        caches = self.adapter.caches(model, args, kwargs)
+        if not caches:
+            raise HeadforceError("HF-ADOPT", found="a call without a KV cache", needed="a call that passes one")
+        states = [layer_of(cache.tensors()[0]) for cache in caches]
+        if all(state is None for state in states):
+            self._forget_unused()
+            current = CacheSet(self, caches)
+            self.cache_sets.append(current)
+        else:
+            current = self._known(states)
+            current.see_reset()
+        self.refusal = None
+        stack = _ACTIVE.__dict__.setdefault("stack", [])
+        shims = contextlib.ExitStack()
+        shims.enter_context(self.adapter.shims(model, args, kwargs))
+        stack.append((self, current, [layer.launches for layer in current.layers], shims))
+
+    def _after(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        if model is not self.model or not getattr(_ACTIVE, "stack", []) or _ACTIVE.stack[-1][0] is not self:
+            return  # another model, or the call failed before it began
+        _, current, before, shims = _ACTIVE.stack.pop()
+        shims.close()
+        ran = [layer.launches - count for layer, count in zip(current.layers, before, strict=True)]
+        if output is not None and any(count != 1 for count in ran):
+            if self.refusal is not None:
+                raise self.refusal
+            odd = [f"layer {i}: {count}" for i, count in enumerate(ran) if count != 1]
+            raise HeadforceError(
+                "HF-EAGER",
+                found="sites that did not run compiled exactly once in this pass (" + ", ".join(odd[:4]) + ")",
+                needed="every layer's attention compiled by headforce; the output of this pass is not valid",
+            )
+
+    def _known(self, states: Sequence[LayerState | None]) -> CacheSet:
+        sets = {id(state.caches): state.caches for state in states if state is not None}
+        if len(sets) != 1 or None in states or [s.layer for s in states if s is not None] != list(range(len(states))):
+            raise HeadforceError(
+                "HF-ADOPT", found="caches of several streams, or out of order", needed="one stream's, layer by layer"
+            )
+        current = next(iter(sets.values()))
+        if current not in self.cache_sets:
+            raise HeadforceError(
+                "HF-ADOPT", found="a cache that another prepared model owns", needed="a cache of this model"
+            )
+        return current
+
+    def _forget_unused(self) -> None:
+        for caches in self.cache_sets:
+            if not caches.in_use:
+                caches.release()
+        self.cache_sets = [caches for caches in self.cache_sets if caches.in_use]
+
+    def uses(self, graph: SiteGraph) -> None:
+        """A compiled graph runs for this model; the first time it enters the report."""
+        if graph not in self._graphs:
+            self._graphs.add(graph)
+            self.report.add("rewritten", graph.report.found, graph.report.refused, graph.report.excluded)
+
+    # --- for the user ---------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The prepared model."""
+        model = self._model()
+        assert model is not None, "hooks of a model outlive it nowhere"
+        return model
+
+    def native(self, cache_rows: int, tokens_per_frame: int) -> Rule:
+        """What the unmodified model reads, for a cache of this size."""
+        return self.adapter.native(self.model, cache_rows, tokens_per_frame)
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of K and V that are held, over all streams."""
+        return sum(caches.pool.nbytes for caches in self.cache_sets if caches.pool is not None)
+
+    @property
+    def launches(self) -> list[int]:
+        """How often every layer's attention ran, over all streams."""
+        counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
+        return [sum(layer) for layer in zip(*counts, strict=True)]
+
+    def restore(self) -> None:
+        """Leaves the model as it was: hooks removed, ordinary empty caches in place of the shells."""
+        for hook in self._hooks:
+            hook.remove()
+        self._installed.close()
+        for caches in self.cache_sets:
+            caches.release()
+        self.cache_sets = []
+        _SESSIONS.pop(self.model, None)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+
+@contextlib.contextmanager
+def recording_refusals(session: Session | None) -> Iterator[None]:
+    """A refusal inside is remembered by the session, which raises it even where the compiler swallows it."""
+    try:
+        yield
+    except HeadforceError as error:
+        if session is not None:
+            session.refusal = error
+        raise

@@ -1,0 +1,87 @@
+"""Slices as Python means them: which rows of which dims `x[:, a:b]`, `narrow`, `split` and `chunk` keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+from torch.fx import Node
+
+from .ops import argument, op_name, tensor_argument
+from .site import Rows
+from .view import GraphView
+
+
+def slices(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows]] | None:
+    """The tensor that a node slices, and the rows it keeps of each dim that it cuts; None if it is not a plain slice.
+
+    Accepts `x[:, a:b]`, `x[..., a:b, :]`, `x.narrow(1, a, n)`, and a piece of `split` or `chunk`.
+    """
+    name = op_name(node)
+    if name == "narrow":
+        source, dim = tensor_argument(node), argument(node, 1, "dim")
+        start, length = view.expr(argument(node, 2, "start")), view.expr(argument(node, 3, "length"))
+        shape = view.shape(source)
+        if shape is None or not isinstance(dim, int) or start is None or length is None:
+            return None
+        start = bound(view, start, shape[dim % len(shape)], sympy.S.Zero)
+        return None if start is None else (source, {dim % len(shape): Rows(start, sympy.expand(start + length))})
+    if name != "getitem" or not isinstance(node.args[0], Node):
+        return None
+    if op_name(node.args[0]) in ("split", "chunk"):
+        return _piece(view, node)
+    shape = view.shape(node.args[0])
+    if shape is None or view.shape(node) is None:
+        return None
+    ranges = index_rows(view, shape, node.args[1])
+    return None if ranges is None else (node.args[0], ranges)
+
+
+def index_rows(view: GraphView, shape: tuple[sympy.Expr, ...], index: Any) -> dict[int, Rows] | None:
+    """The rows that `x[index]` keeps of each dim that it cuts, for an index of slices only; None otherwise."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(item, Node) or not (item is Ellipsis or isinstance(item, slice)) for item in items):
+        return None
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
+    if len(items) > len(shape):
+        return None
+    out: dict[int, Rows] = {}
+    for dim, item in enumerate(items):
+        start = bound(view, item.start, shape[dim], sympy.S.Zero)
+        stop = bound(view, item.stop, shape[dim], shape[dim])
+        if item.step not in (None, 1) or start is None or stop is None:
+            return None
+        if not (start == 0 and view.facts.equal(stop, shape[dim])):
+            out[dim] = Rows(start, stop)
+    return out
+
+
+def bound(view: GraphView, value: Any, size: sympy.Expr, default: sympy.Expr) -> sympy.Expr | None:
+    """A slice bound as Python means it: negative counts from the end, and it is clipped to [0, size]."""
+    if value is None:
+        return default
+    expr = view.expr(value)
+    if expr is None:
+        return None
+    facts = view.facts
+    if facts.nonnegative(expr):
+        return expr if facts.le(expr, size) else sympy.Min(expr, size)
+    if facts.nonnegative(-expr - 1):
+        expr = sympy.expand(size + expr)
+        return expr if facts.nonnegative(expr) else sympy.Max(sympy.S.Zero, expr)
+    return None
+
+
+def _piece(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows]] | None:
+    """`x.split(sizes, dim)[i]` and `x.chunk(n, dim)[i]`, from the sizes of the pieces themselves."""
+    split, which = node.args[0], node.args[1]
+    source, pieces = tensor_argument(split), split.meta.get("example_value")
+    dim = argument(split, 2, "dim", 0)
+    shape = view.shape(source)
+    if shape is None or not isinstance(which, int) or not isinstance(dim, int) or not isinstance(pieces, (tuple, list)):
+        return None
+    dim, which = dim % len(shape), which % len(pieces)
+    start = sum((view.expr(p.shape[dim]) for p in pieces[:which]), sympy.S.Zero)
+    return source, {dim: Rows(start, start + view.expr(pieces[which].shape[dim]))}

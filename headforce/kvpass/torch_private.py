@@ -1,0 +1,185 @@
+"""Every private torch name that the graph pass uses, in one place, with what it is for.
+
+Checked with torch 2.11 to 2.13. A name that moved is repaired here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch._guards import detect_fake_mode
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
+
+SDPA_TARGETS: frozenset[Any] = frozenset(
+    {torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention}
+)
+"""What Dynamo writes for `F.scaled_dot_product_attention` (the builtin, or its public name)."""
+
+NN_HOME = torch._C._nn
+"""The module that holds builtins such as `linear`, which Dynamo writes in place of the public names."""
+
+INTEGER_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "FloorDiv": lambda a, b: a // b,
+    "CleanDiv": lambda a, b: a // b,
+    "Mod": lambda a, b: a % b,
+    "PythonMod": lambda a, b: a % b,
+    "CeilDiv": lambda a, b: -(-a // b),
+    "Max": max,
+    "Min": min,
+    "Identity": lambda a: a,
+}
+"""Torch's own sympy functions, by class name, as functions of Python ints."""
+
+MAX_CLASSES = (sympy.Max, Max)
+MIN_CLASSES = (sympy.Min, Min)
+FLOORDIV_CLASSES = (FloorDiv,)
+MOD_CLASSES = (Mod, PythonMod)
+
+
+def expression(value: torch.SymInt | torch.SymFloat) -> sympy.Expr:
+    """The sympy expression of a SymInt or SymFloat, with torch's own replacements applied (what a guard has fixed is
+    a number)."""
+    return value.node.expr
+
+
+def shape_env(values: Iterable[Any]) -> Any | None:
+    """The ShapeEnv behind example inputs or example values, or None if all of them are static."""
+    values = list(values)
+    for value in values:
+        if isinstance(value, torch.SymInt):
+            return value.node.shape_env
+    mode = detect_fake_mode(values)
+    return None if mode is None else mode.shape_env
+
+
+def guard_expressions(env: Any | None) -> list[sympy.Basic]:
+    """The conditions that Dynamo guards on: they hold whenever the graph runs."""
+    return [] if env is None else [env.replace(guard.expr) for guard in env.guards]
+
+
+def guard(env: Any | None, relation: sympy.Basic) -> bool:
+    """Whether a relation holds in the call that is being compiled; the answer becomes a guard of the graph.
+
+    A backend runs before Dynamo collects its guards, so it may add to them (Inductor does the same).
+    """
+    if relation in (sympy.true, sympy.false):
+        return bool(relation)
+    return env is not None and bool(env.evaluate_expr(relation))
+
+
+def symbol_ranges(env: Any | None) -> dict[sympy.Symbol, tuple[Any, Any]]:
+    """Lower and upper bound of every symbol that the ShapeEnv knows."""
+    return {} if env is None else {symbol: (r.lower, r.upper) for symbol, r in env.var_to_range.items()}
+
+
+def input_source(node: torch.fx.Node) -> str:
+    """Where a graph input comes from in the caller's frame, such as `L['kv_cache'][0]['k']`; empty if unknown."""
+    source = getattr(node, "_dynamo_source", None)
+    if source is None:
+        argument = node.meta.get("grapharg")
+        source = getattr(argument, "source", None)
+    name = getattr(source, "name", "")
+    return name() if callable(name) else str(name)
+
+
+def real_tensors() -> Any:
+    """A context in which torch makes real tensors, although a compiler's fake mode may be on."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()
+
+
+def is_higher_order(target: Any) -> bool:
+    """Whether a node's target is a higher-order operator (flex_attention, checkpoint, a user's Triton kernel)."""
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def symbolic_fake(real: torch.Tensor, name: str, dynamic: Iterable[int], values: Iterable[Any]) -> torch.Tensor:
+    """A fake twin of `real` in the fake mode of `values`, with a symbol for the size of each dim in `dynamic`."""
+    from torch._dynamo.source import LocalSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
+    mode = _fake_mode(values)
+    if mode is None:
+        return real
+    dims = set(dynamic)
+    if mode.shape_env is None or not dims:
+        return mode.from_tensor(real, static_shapes=True)
+    sizes = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(real.dim())]
+    context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * real.dim())
+    return mode.from_tensor(real, source=LocalSource(name), symbolic_context=context)
+
+
+def with_source(node: torch.fx.Node, name: str) -> None:
+    """Gives an appended input the source that AOTAutograd asks every input for."""
+    from torch._dynamo.source import LocalSource
+
+    node._dynamo_source = LocalSource(name, is_input=False)  # type: ignore[attr-defined]
+
+
+def _fake_mode(values: Iterable[Any]) -> Any | None:
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        return context.fake_mode
+    return detect_fake_mode(list(values))
+
+
+def own_copy(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of a captured graph that may be changed; Dynamo's own must not be, other code still looks at it."""
+    return copy_graph(module, ())[0]
+
+
+def copy_graph(module: torch.fx.GraphModule, records: Sequence[Any]) -> tuple[torch.fx.GraphModule, list[Any]]:
+    """Like `own_copy`, and the dataclasses `records`, with every node in them exchanged for its twin in the copy."""
+    graph = torch.fx.Graph()
+    twins: dict[Any, Any] = {}
+    output = graph.graph_copy(module.graph, twins)
+    if output is not None:
+        graph.output(output)
+    copied = _with_sources(module, torch.fx.GraphModule(module, graph))
+    return copied, [_exchange(record, twins) for record in records]
+
+
+def _with_sources(old: torch.fx.GraphModule, new: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    for before, after in zip(old.graph.nodes, new.graph.nodes, strict=True):
+        if hasattr(before, "_dynamo_source"):
+            after._dynamo_source = before._dynamo_source
+    new.meta = dict(old.meta)
+    return new
+
+
+def _exchange(value: Any, twins: dict[Any, Any]) -> Any:
+    if isinstance(value, torch.fx.Node):
+        return twins[value]
+    if isinstance(value, tuple):
+        items = [_exchange(item, twins) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {f.name: _exchange(getattr(value, f.name), twins) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
+
+
+def tracing_context() -> Any | None:
+    """The context in which Dynamo is compiling right now."""
+    return torch._guards.TracingContext.try_get()
+
+
+@contextlib.contextmanager
+def late_compilation(context: Any | None) -> Iterator[Callable[[], bool]]:
+    """Compiles again in the fake mode of an earlier `context`; yields a function that says whether guards were added.
+
+    Dynamo has already written the guards of the graph, so new ones would never be checked.
+    """
+    if context is None or context.fake_mode is None:
+        yield lambda: False
+        return
+    env = context.fake_mode.shape_env
+    before = len(env.guards) if env is not None else 0
+    with torch._guards.tracing(torch._guards.TracingContext(context.fake_mode)):
+        yield lambda: env is not None and len(env.guards) > before

@@ -1,0 +1,124 @@
+"""A graph to ask questions of: shapes as expressions, order, users, inputs. It never changes the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import sympy
+import torch
+from torch.fx import GraphModule, Node
+
+from . import torch_private
+from .ops import ALIASING, op_name, tensor_argument, writes_in_place
+from .symbolic import Binder, Facts, to_expr
+
+
+class GraphView:
+    """What the recognisers know about one Dynamo graph.
+
+    Args:
+        graph_module: the graph, with `example_value` on its nodes as Dynamo leaves it.
+        example_inputs: what Dynamo gave the backend.
+    """
+
+    def __init__(self, graph_module: GraphModule, example_inputs: Sequence[Any] = ()) -> None:
+        self.module = graph_module
+        self.graph = graph_module.graph
+        self.nodes: list[Node] = list(self.graph.nodes)
+        self.order: dict[Node, int] = {node: i for i, node in enumerate(self.nodes)}
+        self.placeholders: list[Node] = [n for n in self.nodes if n.op == "placeholder"]
+        self.input_index: dict[Node, int] = {n: i for i, n in enumerate(self.placeholders)}
+        values = [n.meta.get("example_value") for n in self.placeholders]
+        self.env = torch_private.shape_env([*example_inputs, *values])
+        self.facts = Facts(torch_private.guard_expressions(self.env), torch_private.symbol_ranges(self.env))
+        self.binder = Binder(self.placeholders)
+        self._shapes: dict[Node, tuple[sympy.Expr, ...] | None] = {}
+
+    @cached_property
+    def digraph(self) -> nx.DiGraph:
+        """The data flow, one edge from each node to each of its users."""
+        graph = nx.DiGraph()
+        graph.add_nodes_from(self.nodes)
+        graph.add_edges_from((node, user) for node in self.nodes for user in node.users)
+        return graph
+
+    def tensor(self, node: Any) -> torch.Tensor | None:
+        """The example tensor of a node, or None."""
+        value = node.meta.get("example_value") if isinstance(node, Node) else None
+        return value if isinstance(value, torch.Tensor) else None
+
+    def shape(self, node: Any) -> tuple[sympy.Expr, ...] | None:
+        """The sizes of a tensor node as expressions, or None."""
+        if node not in self._shapes:
+            tensor = self.tensor(node)
+            self._shapes[node] = None if tensor is None else tuple(self.expr(s) for s in tensor.shape)
+        return self._shapes[node]
+
+    def expr(self, value: Any) -> sympy.Expr | None:
+        """An int, SymInt or integer-valued node as an expression, with what guards have fixed put in; None for
+        others."""
+        expr = to_expr(value)
+        return None if expr is None else self.facts.simplify(expr)
+
+    def dtype(self, node: Any) -> torch.dtype | None:
+        """The dtype of a tensor node, or None."""
+        tensor = self.tensor(node)
+        return None if tensor is None else tensor.dtype
+
+    def ensure(self, relation: sympy.Basic) -> bool:
+        """Whether `a <= b` or `a == b` holds: by proof, or by a guard that is added where there is none.
+
+        Dynamo checks its guards before each call; what this returns True for holds whenever the graph runs. Only for
+        conditions on sizes that a model meets without saying so (a chunk fits into its window), not for its structure.
+        """
+        a, b = relation.args if relation not in (sympy.true, sympy.false) else (None, None)
+        prove = self.facts.equal if isinstance(relation, sympy.Eq) else self.facts.le
+        if relation is sympy.true or (a is not None and prove(a, b)):
+            return True
+        if a is None or not torch_private.guard(self.env, relation):
+            return False
+        self.facts.assume(relation)
+        return True
+
+    def aliases(self, node: Node, source: Node) -> bool:
+        """Whether `node` is a view of `source`, or may be one."""
+        if tensor_argument(node) is not source:
+            return False
+        if op_name(node) in ALIASING:
+            before, after = self.dtype(source), self.dtype(node)
+            return before is None or after is None or before == after or before.is_complex != after.is_complex
+        return writes_in_place(node, source)  # x.mul_(2) returns x
+
+    def root(self, node: Node) -> Node:
+        """The node whose memory `node` is a view of; the node itself if it has memory of its own."""
+        source = tensor_argument(node) if node.op in ("call_function", "call_method") else None
+        while source is not None and self.aliases(node, source):
+            node = source
+            source = tensor_argument(node) if node.op in ("call_function", "call_method") else None
+        return node
+
+    @cached_property
+    def _writers(self) -> dict[Node, list[Node]]:
+        writers: dict[Node, list[Node]] = {}
+        for node in self.nodes:
+            for operand in node.all_input_nodes:
+                if writes_in_place(node, operand):
+                    writers.setdefault(self.root(operand), []).append(node)
+        return writers
+
+    def writers(self, node: Node) -> list[Node]:
+        """The nodes that change the memory of `node`, in graph order; through whatever view they do it."""
+        return self._writers.get(self.root(node), [])
+
+    def written_after(self, node: Node) -> bool:
+        """Whether the memory of `node` is changed after `node` is made: its value then depends on when it is read."""
+        return any(self.order[writer] > self.order[node] for writer in self.writers(node))
+
+    def region(self, starts: Iterable[Node], end: Node) -> set[Node]:
+        """`starts` and every node on a path from one of them to `end`, without `end`."""
+        starts = list(starts)
+        after = set(starts).union(*(nx.descendants(self.digraph, s) for s in starts))
+        return (after & nx.ancestors(self.digraph, end)) | set(starts)

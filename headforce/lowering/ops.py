@@ -1,0 +1,57 @@
+"""The operators of a lowered graph. They are functions of their tensors only; what they mean is in `kernels.reference`.
+
+`write_pages` declares that it changes the pools and `ragged_attention` reads them, so a compiler keeps them in order.
+Which target computes attention is part of the graph; what any head reads is in the tables.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import reference
+from .targets import find_target
+
+
+@torch.library.custom_op("headforce::write_pages", mutates_args=("k_pool", "v_pool"))
+def write_pages(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor) -> None:
+    """Writes the chunk's keys and values, [B, S, H, D] each, into its pages. See `kernels.reference.write_pages`."""
+    reference.write_pages(key, value, k_pool, v_pool, pages.flatten())
+
+
+@write_pages.register_fake
+def _(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor) -> None:
+    return None
+
+
+@torch.library.custom_op("headforce::ragged_attention", mutates_args=())
+def ragged_attention(
+    query: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    reads: Tensor,
+    runs: Tensor,
+    theta: Tensor,
+    first_pair: int,
+    style: str,
+    scale: float,
+    target: str,
+) -> Tensor:
+    """Attention of every head over its own rows, [B, S, H, Dv]. See `kernels.reference.ragged_attention`."""
+    return find_target(target)(query, k_pool, v_pool, reads, runs, theta, first_pair, style, scale)
+
+
+@ragged_attention.register_fake
+def _(
+    query: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    reads: Tensor,
+    runs: Tensor,
+    theta: Tensor,
+    first_pair: int,
+    style: str,
+    scale: float,
+    target: str,
+) -> Tensor:
+    return query.new_empty((*query.shape[:3], v_pool.shape[-1]))

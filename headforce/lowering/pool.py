@@ -1,0 +1,100 @@
+"""Page pools: the K and V of every layer and head, and the tables that say what is where.
+
+One pool holds all layers. Its size is the capacity of the policy plus the current chunk, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import HeadforceError
+from .plan import ChunkPlan
+from .stream import Stream
+from .tables import Regions, build_tables
+
+
+@dataclass(frozen=True)
+class PageShape:
+    """What a page is: `rows` rows (tokens of a frame) of `head_dim` keys and `value_dim` values."""
+
+    batch: int
+    rows: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class PagePool:
+    """Pools and tables of one stream.
+
+    `k` is [P, T, D] and `v` [P, T, Dv]; `reads`, `runs` and `pages` are lists with one tensor for each layer. Tensors
+    keep their address for as long as `stream.layout` stays the same and chunks have the same size.
+
+    Raises HF-BATCH for several batch rows under a rule with state.
+    """
+
+    def __init__(self, stream: Stream, shape: PageShape, *, canonical: bool = False) -> None:
+        stateful = [lane.rule.rule for lane in stream.lanes if lane.memory is not None]
+        if stateful and shape.batch > 1:
+            raise HeadforceError(
+                "HF-BATCH", found=f"{shape.batch} batch rows under {stateful[0]}", needed="a batch of one video"
+            )
+        self.stream = stream
+        self.shape = shape
+        self.canonical = canonical
+        self.regions: Regions | None = None
+        self.k = self._empty(0, shape.head_dim)
+        self.v = self._empty(0, shape.value_dim)
+        self.reads: list[Tensor] = []
+        self.runs: list[Tensor] = []
+        self.pages: list[Tensor] = []
+        self._layout = -1
+        self._plan: ChunkPlan | None = None
+        self._tables: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of K and V, history and current chunk together."""
+        return self.k.nbytes + self.v.nbytes
+
+    def update(self) -> None:
+        """Follows the stream to its current chunk: grows the pools if regions grew, and uploads the tables.
+
+        Does nothing if it was called for this chunk before.
+        """
+        if self._plan is self.stream.plan and self._layout == self.stream.layout:
+            return
+        if self._layout != self.stream.layout:
+            self._lay_out()
+        assert self.regions is not None
+        tables = build_tables(self.stream, self.regions, self.shape.rows, self.canonical)
+        arrays = [torch.from_numpy(array) for array in (tables.reads, tables.runs, tables.pages)]
+        if [t.shape for t in self._tables] != [a.shape for a in arrays]:
+            with torch.inference_mode(False):
+                self._tables = tuple(torch.empty_like(a, device=self.shape.device) for a in arrays)
+            self.reads, self.runs, self.pages = (list(t.unbind(0)) for t in self._tables)
+        for table, array in zip(self._tables, arrays, strict=True):
+            table.copy_(array, non_blocking=True)
+        self._plan = self.stream.plan
+
+    def _empty(self, pages: int, width: int) -> Tensor:
+        # A pool made by a call in inference mode is written by later calls that may not be.
+        with torch.inference_mode(False):
+            return torch.empty((pages, self.shape.rows, width), dtype=self.shape.dtype, device=self.shape.device)
+
+    def _lay_out(self) -> None:
+        """New pools for larger regions; what is held moves along. Happens when a stream changes its rhythm, if ever."""
+        old, old_k, old_v = self.regions, self.k, self.v
+        self.regions = Regions.of(self.stream, self.shape.batch)
+        self.k = self._empty(self.regions.pages, self.shape.head_dim)
+        self.v = self._empty(self.regions.pages, self.shape.value_dim)
+        if old is not None:
+            source = torch.from_numpy(old.page_ids(old.size)).to(self.shape.device)
+            target = torch.from_numpy(self.regions.page_ids(old.size)).to(self.shape.device)
+            self.k.index_copy_(0, target, old_k.index_select(0, source))
+            self.v.index_copy_(0, target, old_v.index_select(0, source))
+        self._layout = self.stream.layout

@@ -1,0 +1,67 @@
+"""The registry of targets. A target is one function in one file of this folder, or of a plugin."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from torch import Tensor
+
+from ...errors import HeadforceError, nearest
+
+ENTRY_POINTS = "headforce.targets"
+
+
+class Target(Protocol):
+    """The signature of `kernels.reference.ragged_attention`, which says what each argument means."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        reads: Tensor,
+        runs: Tensor,
+        theta: Tensor,
+        first_pair: int,
+        style: str,
+        scale: float,
+    ) -> Tensor: ...
+
+
+_TARGETS: dict[str, Target] = {}
+
+
+def target(name: str) -> Callable[[Target], Target]:
+    """Decorator: registers a target under the name that `options={"target": name}` uses."""
+
+    def register(function: Target) -> Target:
+        _TARGETS[name] = function
+        return function
+
+    return register
+
+
+def load_targets() -> dict[str, Target]:
+    """All targets by name, those of installed plugins included."""
+    from .. import targets
+
+    for module in pkgutil.iter_modules(targets.__path__):
+        importlib.import_module(f"{targets.__name__}.{module.name}")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    return dict(sorted(_TARGETS.items()))
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`; HF-TARGET with the nearest valid name if there is none."""
+    if name not in _TARGETS:
+        known = load_targets()
+        if name not in known:
+            raise HeadforceError(
+                "HF-TARGET", found=f"target {name!r}{nearest(name, known)}", needed="one of " + ", ".join(known)
+            )
+    return _TARGETS[name]

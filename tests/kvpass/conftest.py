@@ -1,0 +1,41 @@
+"""What the tests of the graph pass share: a small model with peaked attention, and a clean compiler for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from examples.causal_wan import TINY, CausalWan, Rollout, WanConfig, init_random
+
+
+@pytest.fixture(autouse=True)
+def clean_compiler() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch.set_num_threads(threads)
+
+
+def wan(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> CausalWan:
+    """A tiny causal Wan whose attention is peaked, so that a missing frame shows."""
+    model = CausalWan(replace(TINY, **changes)).eval()
+    init_random(model, seed, peaked=True)
+    return model.to(dtype)
+
+
+def text(config: WanConfig, batch: int = 1, dtype: torch.dtype = torch.float32, seed: int = 7) -> torch.Tensor:
+    """A text embedding for `config`."""
+    shape = (batch, config.text_len, config.text_dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def videos(model: object, config: WanConfig, lengths: tuple[list[int], ...], batch: int = 1, dtype=torch.float32):
+    """Several videos in a row with the same caches; two noisy passes and a clean one for each chunk."""
+    rollout = Rollout(model, config, timesteps=(1000.0, 625.0))
+    return [rollout.generate(text(config, batch, dtype), chunks, seed=i) for i, chunks in enumerate(lengths)]

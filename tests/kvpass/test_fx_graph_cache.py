@@ -1,0 +1,51 @@
+"""A second process finds the compiled graphs of the first in Inductor's cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = """
+    import torch
+    from torch._dynamo.utils import counters
+
+    import headforce
+    from headforce.policy import Policy
+    from tests.kvpass.conftest import text, wan
+    from examples.causal_wan import Rollout
+
+    model = wan(num_layers=1)
+    policy = Policy.loads("headforce: 0\\nclasses: {a: window(1), b: sink(1)}\\ndefault: a\\nheads: {0: {b: [1]}}")
+    with headforce.prepare(model, policy=policy) as session:
+        Rollout(torch.compile(model, backend="headforce"), model.config, (1000.0,)).generate(text(model.config), [3])
+        assert session.report.count("rewritten") == session.report.graphs
+    print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+    """
+
+
+@pytest.mark.slow
+def test_a_second_process_hits_the_cache(tmp_path: Path) -> None:
+    env = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def run() -> list[int]:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(CODE)], env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return [int(n) for n in done.stdout.split()]
+
+    hits, misses = run()
+    assert hits == 0
+    assert misses > 0
+    assert run() == [misses, 0]

@@ -1,0 +1,97 @@
+"""Owned mode under policies: compiled equals eager attention that reads exactly the oracle's frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import headforce
+from headforce.policy import Policy
+
+from .conftest import videos, wan
+from .oracle_model import oracle_model
+from .test_owned_identity import relative
+
+LENGTHS = ([3] * 6, [3] * 3)
+TOLERANCE = 1e-5
+
+POLICIES = {
+    "layers and heads differ": """
+        headforce: 0
+        classes: {a: sink(1) | window(1), b: "sink(1) | stride(4, phase=0, last=2) | window(2)", c: drop(), d: window(5)}
+        heads: {0: {a: [0, 2], b: [1], c: [3]}, 1: {c: [0], d: [1, 3], a: [2]}}
+        """,
+    "collapsed and clamped": """
+        headforce: 0
+        classes: {a: sink(1)@collapse(3) | window(1), b: sink(2)@clamp(6) | window(2)@clamp(2)}
+        default: a
+        heads: {1: {b: [0, 3]}}
+        """,
+    "phase of the query": """
+        headforce: 0
+        classes: {wave: 'sink(1)@collapse(5) | stride(3, phase="query", last=2)@collapse(5) | window(1)'}
+        default: wave
+        """,
+    "contiguous, with a warm-up": """
+        headforce: 0
+        classes: {near: '(sink(1) | stride(3, phase=0, last=2) | window(1))@contiguous'}
+        default: near
+        layers: {0: near}
+        warmup: {chunks: 2, rule: window(3)}
+        """,
+    "frames outlive the model's own window": """
+        headforce: 0
+        classes: {all: everything(), last: window(1)}
+        default: last
+        heads: {0: {all: [1]}, 1: {all: [0, 3]}}
+        horizon: 18
+        """,
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_compiled_equals_eager_masked_to_the_oracle(name: str, batch: int) -> None:
+    policy = Policy.loads(POLICIES[name])
+    model = wan()
+    reference = oracle_model(model, policy)
+    expected = videos(reference, model.config, LENGTHS, batch)
+    with headforce.prepare(model, policy=policy, verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"}, fullgraph=True)
+        result = videos(compiled, model.config, LENGTHS, batch)
+        assert session.launches == [9 * 3] * 2
+    for ours, theirs in zip(result, expected, strict=True):
+        assert relative(ours, theirs) < TOLERANCE
+
+
+def test_the_tolerance_would_show_one_dropped_frame() -> None:
+    policy = Policy.loads(POLICIES["layers and heads differ"])
+    model = wan()
+
+    def without_the_sink(head: int, read: dict[int, int]) -> dict[int, int]:
+        return {f: p for f, p in read.items() if (head, f) != (2, 0)}
+
+    whole = videos(oracle_model(model, policy), model.config, LENGTHS)
+    dropped = videos(oracle_model(model, policy, without_the_sink), model.config, LENGTHS)
+    assert all(relative(a, b) > 10 * TOLERANCE for a, b in zip(dropped, whole, strict=True))
+
+
+def test_swapped_layers_would_show() -> None:
+    policy = Policy.loads(POLICIES["layers and heads differ"])
+    swapped = Policy(policy.classes, heads={0: policy.heads[1], 1: policy.heads[0]})
+    model = wan()
+    whole = videos(oracle_model(model, policy), model.config, LENGTHS)
+    other = videos(oracle_model(model, swapped), model.config, LENGTHS)
+    assert all(relative(a, b) > 10 * TOLERANCE for a, b in zip(other, whole, strict=True))
+
+
+def test_pool_bytes_are_capacity_and_current_chunk_exactly() -> None:
+    policy = Policy.loads(POLICIES["layers and heads differ"])
+    model = wan()
+    with headforce.prepare(model, policy=policy) as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+        videos(compiled, model.config, LENGTHS)
+        frames = (2 * 2 + 5 + 0) + (0 + 2 * 5 + 2)  # a keeps 2 frames, b 5, c none, d 5
+        current = 2 * 4 * 3
+        config = model.config
+        assert session.pool_bytes == (frames + current) * 2 * config.tokens_per_frame * config.head_dim * 4

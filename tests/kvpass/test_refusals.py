@@ -1,0 +1,391 @@
+"""What looks like a known form and is not must be refused, by the right code, and never found."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+
+from headforce.errors import CATALOGUE
+from headforce.testing import zoo
+from headforce.testing.zoo import TOKENS, sdpa
+
+from .recording import Recorder
+
+# Protocols: (k, v, cache, start) -> what attention reads. Each differs from `zoo.append` in one thing.
+
+
+def write(cache, k, v, start):
+    end = start + k.shape[1]
+    cache["k"][:, start:end] = k
+    cache["v"][:, start:end] = v
+    return end
+
+
+def read_past_the_append(k, v, cache, start):
+    end = write(cache, k, v, start) + TOKENS
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def read_short_of_the_append(k, v, cache, start):
+    end = write(cache, k, v, start) - TOKENS
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def read_misses_new_rows(k, v, cache, start):
+    end = write(cache, k, v, start)
+    return cache["k"][:, start + 1 : end], cache["v"][:, start + 1 : end]
+
+
+def read_before_write(k, v, cache, start):
+    end = start + k.shape[1]
+    keys, values = cache["k"][:, :end], cache["v"][:, :end]
+    write(cache, k, v, start)
+    return keys, values
+
+
+def write_after_read(k, v, cache, start):
+    end = write(cache, k, v, start)
+    keys, values = cache["k"][:, :end], cache["v"][:, :end]
+    cache["k"][:, start:end] = k * 2
+    return keys, values
+
+
+def values_from_other_rows(k, v, cache, start):
+    end = write(cache, k, v, start)
+    return cache["k"][:, :end], torch.cat([cache["v"][:, :0], cache["v"][:, :end]], 1)[:, :end].roll(1, 1)
+
+
+def keys_and_values_of_different_rows(k, v, cache, start):
+    n = k.shape[1]
+    cache["k"][:, start + n : start + 2 * n] = k
+    cache["v"][:, start : start + n] = v
+    return cache["k"][:, n : start + 2 * n], cache["v"][:, : start + n]
+
+
+def one_tensor_for_both(k, v, cache, start):
+    end = start + k.shape[1]
+    cache["k"][:, start:end] = k + v
+    return cache["k"][:, :end], cache["k"][:, :end]
+
+
+def second_reader_of_the_cache(k, v, cache, start):
+    end = write(cache, k, v, start)
+    cache["seen"] = cache["k"][:, :TOKENS].sum()
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def second_reader_of_the_slice(k, v, cache, start):
+    end = write(cache, k, v, start)
+    keys = cache["k"][:, :end]
+    cache["seen"] = keys.transpose(1, 2).mean()
+    return keys, cache["v"][:, :end]
+
+
+def slice_returned(k, v, cache, start):
+    end = write(cache, k, v, start)
+    cache["seen"] = cache["v"][:, :end]
+    return cache["k"][:, :end], cache["seen"]
+
+
+def blended_sink(k, v, cache, start):
+    end = write(cache, k, v, start)
+    cache["k"][:, :TOKENS] = k[:, :TOKENS] * 0.1
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def added_in_place(k, v, cache, start):
+    end = write(cache, k, v, start)
+    cache["k"][:, :TOKENS].mul_(0.5)
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def written_by_index(k, v, cache, start):
+    end = start + k.shape[1]
+    cache["k"].index_copy_(1, torch.arange(start, end), k)
+    cache["v"].index_copy_(1, torch.arange(start, end), v)
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def broadcast_write(k, v, cache, start):
+    end = start + k.shape[1]
+    cache["k"][:, start:end] = k[:, :1]
+    cache["v"][:, start:end] = v
+    return cache["k"][:, :end], cache["v"][:, :end]
+
+
+def every_other_row(k, v, cache, start):
+    write(cache, k, v, start)
+    return cache["k"][:, ::2], cache["v"][:, ::2]
+
+
+def keys_changed_on_the_way(k, v, cache, start):
+    end = write(cache, k, v, start)
+    return cache["k"][:, :end] + 1, cache["v"][:, :end]
+
+
+def values_scaled_on_the_way(k, v, cache, start):
+    end = write(cache, k, v, start)
+    return cache["k"][:, :end], cache["v"][:, :end] * 2
+
+
+def rolled(source, target, clone=True, only_keys=False):
+    def protocol(k, v, cache, start):
+        for name in ("k",) if only_keys else ("k", "v"):
+            moved = cache[name][:, source[0] * TOKENS : source[1] * TOKENS]
+            cache[name][:, target[0] * TOKENS : target[1] * TOKENS] = moved.clone() if clone else moved
+        end = 6 * TOKENS
+        write(cache, k, v, end - k.shape[1])
+        return cache["k"][:, :end], cache["v"][:, :end]
+
+    return protocol
+
+
+def cat_read_elsewhere(k, v, cache, start):
+    past, cache["seen"] = cache["k"], cache["k"].mean()
+    return torch.cat([past, k], dim=1), torch.cat([cache["v"], v], dim=1)
+
+
+def cat_written_too(k, v, cache, start):
+    cache["k"][:, :TOKENS] = 0.0 * k[:, :TOKENS]
+    return torch.cat([cache["k"], k], dim=1), torch.cat([cache["v"], v], dim=1)
+
+
+def cat_out_of_order(k, v, cache, start):
+    old = slice(0, TOKENS), slice(TOKENS, 2 * TOKENS)
+    return tuple(torch.cat([c[:, old[1]], c[:, old[0]], x], dim=1) for c, x in ((cache["k"], k), (cache["v"], v)))
+
+
+def cat_new_rows_first(k, v, cache, start):
+    return torch.cat([k, cache["k"]], dim=1), torch.cat([v, cache["v"]], dim=1)
+
+
+def cat_keys_only(k, v, cache, start):
+    keys = torch.cat([cache["k"], k], dim=1)
+    return keys, v.repeat(1, keys.shape[1] // v.shape[1], 1, 1)
+
+
+PROTOCOLS = {
+    "HF-CACHE-RANGE": [read_past_the_append, read_short_of_the_append, read_misses_new_rows, cat_out_of_order],
+    "HF-CACHE-ORDER": [read_before_write],
+    "HF-CACHE-FORM": [
+        write_after_read, values_from_other_rows, blended_sink, added_in_place, written_by_index, broadcast_write,
+        every_other_row, keys_changed_on_the_way, values_scaled_on_the_way, cat_written_too, cat_keys_only,
+    ],
+    "HF-KV-RANGE": [keys_and_values_of_different_rows, rolled((3, 6), (1, 4), only_keys=True)],
+    "HF-SHARED-KV": [one_tensor_for_both],
+    "HF-ESCAPE": [second_reader_of_the_cache, second_reader_of_the_slice, slice_returned, cat_read_elsewhere],
+    "HF-ROLL": [rolled((1, 4), (2, 5)), rolled((4, 6), (1, 3)), rolled((4, 6), (1, 3), clone=False)],
+    "HF-NOHISTORY": [lambda k, v, cache, start: (k, v), cat_new_rows_first],
+}  # fmt: skip
+
+
+# Cores: (q, k, v) -> attention.
+
+
+def call(q, k, v, **options):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), **options).transpose(1, 2)
+
+
+def dropout(q, k, v):
+    return call(q, k, v, dropout_p=0.1)
+
+
+def causal_over_history(q, k, v):
+    return call(q, k, v, is_causal=True)
+
+
+def mask_from_data(q, k, v):
+    return call(q, k, v, attn_mask=(q.mean((2, 3))[:, None, :, None] > k.mean((2, 3))[:, None, None]))
+
+
+def mask_written_in_place(q, k, v):
+    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+    mask[:, :3] = False
+    return call(q, k, v, attn_mask=mask)
+
+
+def sliding_mask(q, k, v):
+    rows, keys = torch.arange(q.shape[1])[:, None], torch.arange(k.shape[1])[None]
+    return call(q, k, v, attn_mask=(rows - keys).abs() < 5)
+
+
+def mask_of_false(q, k, v):
+    return call(q, k, v, attn_mask=torch.zeros(q.shape[1], k.shape[1], dtype=torch.bool))
+
+
+def three_dims(q, k, v):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))).view(
+        q.shape[0], q.shape[2], q.shape[1], q.shape[3]
+    ).transpose(1, 2)  # fmt: skip
+
+
+def soft_cap(q, k, v):
+    scores = torch.tanh(torch.einsum("bqhd,bkhd->bhqk", q, k) / 30) * 30
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+
+
+def filled_mask(q, k, v):
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k)
+    scores = scores.masked_fill(torch.arange(k.shape[1]) < 3, -torch.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+
+
+def folded_heads(q, k, v):
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = torch.bmm(torch.softmax(torch.bmm(q, k.mT), dim=-1), v)
+    return out.unflatten(0, (-1, zoo.HEADS)).transpose(1, 2)
+
+
+def weights_read_twice(q, k, v):
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v) + weights.amax()
+
+
+def called_twice(q, k, v):
+    return call(q, k, v) + call(q * 2, k, v)
+
+
+CORES = {
+    "HF-DROPOUT": [dropout],
+    "HF-MASK": [causal_over_history, mask_from_data, mask_written_in_place, sliding_mask, mask_of_false],
+    "HF-LAYOUT": [three_dims],
+    "HF-ATTENTION-FORM": [soft_cap, filled_mask, folded_heads],
+    "HF-ESCAPE": [weights_read_twice, called_twice],
+}
+
+
+def pairs(table):
+    return [pytest.param(f, code, id=getattr(f, "__name__", code)) for code, fs in table.items() for f in fs]
+
+
+def report(layer, frames=5, start=2, grad=False):
+    """The report on one pass at frame `start`; the layer runs, so the example is a program that works."""
+    recorder = Recorder(check=False)
+    cache = layer.new_cache(1, frames)
+    cache.update(held=start * TOKENS, seen=start * TOKENS)
+    x, _ = next(zoo.inputs(1))
+    with torch.set_grad_enabled(grad):
+        torch.compile(layer, backend=recorder, fullgraph=True)(x, cache, start * TOKENS)
+    (only,) = recorder.reports
+    return only
+
+
+@pytest.mark.parametrize(("protocol", "code"), pairs(PROTOCOLS))
+def test_protocols_are_refused(protocol, code):
+    layer = zoo.SelfAttention(protocol=protocol)
+    layer.concatenates = protocol.__name__.startswith("cat_")
+    only = report(layer)
+    assert only.found == ()
+    assert [r.code for r in only.refused] == [code], only.refused
+    assert only.refused[0].where.rpartition(":")[0].endswith("zoo.py")
+
+
+@pytest.mark.parametrize(("core", "code"), pairs(CORES))
+def test_cores_are_refused(core, code):
+    only = report(zoo.SelfAttention(core=core))
+    assert only.found == ()
+    assert {r.code for r in only.refused} == {code}, only.refused
+
+
+def test_gradients_are_refused():
+    only = report(zoo.SelfAttention(protocol="cat_past"), grad=True)
+    assert [r.code for r in only.refused] == ["HF-GRAD"]
+
+
+def test_tiled_heads_are_refused():
+    """`repeat` gives query head h the K/V head h mod n; GQA means h // (heads // n)."""
+    layer = zoo.SelfAttention(core="sdpa_gqa")
+    layer.core = lambda q, k, v: sdpa(q, k.repeat(1, 1, 2, 1), v.repeat(1, 1, 2, 1))
+    only = report(layer)
+    assert only.found == ()
+    assert [r.code for r in only.refused] == ["HF-CACHE-FORM"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_cross_attention_is_excluded(cached):
+    class Cross(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = torch.nn.Linear(48, 48), torch.nn.Linear(16, 48)
+
+        def forward(self, x, context, cache):
+            q = self.q(x).view(1, -1, 4, 12)
+            k = v = self.k(context).view(1, -1, 4, 12)
+            return sdpa(q, *cache) if cached else sdpa(q, k, v)
+
+    recorder = Recorder()
+    with torch.no_grad():
+        cache = torch.randn(1, 8, 4, 12), torch.randn(1, 8, 4, 12)
+        torch.compile(Cross(), backend=recorder)(torch.randn(1, 12, 48), torch.randn(1, 8, 16), cache)
+    (only,) = recorder.reports
+    assert (only.found, only.refused) == ((), ())
+    assert [r.code for r in only.excluded] == ["HF-CROSS"]
+
+
+def test_a_cache_without_attention_is_reported():
+    def step(k, cache):
+        cache[:, 2:4] = k
+        return cache[:, :4].sum()
+
+    recorder = Recorder()
+    torch.compile(step, backend=recorder)(torch.randn(1, 2, 4, 12), torch.zeros(1, 8, 4, 12))
+    assert recorder.codes == ["HF-CACHE-UNREAD"]
+
+
+def test_attention_in_a_nested_graph_is_reported():
+    layer = zoo.SelfAttention()
+
+    def attend(x):
+        return layer.core(*(layer.q(x).view(1, -1, zoo.HEADS, zoo.HEAD_DIM) for _ in range(3)))
+
+    def step(x):
+        return torch.utils.checkpoint.checkpoint(attend, x, use_reentrant=False)
+
+    recorder = Recorder(check=False)
+    x, _ = next(zoo.inputs(1))
+    torch.compile(step, backend=recorder)(x)
+    assert recorder.codes == ["HF-NESTED"]
+
+
+def test_a_later_write_to_an_operand_is_seen():
+    """`clone` keeps the old values; the site must not look through it to a tensor that is changed afterwards."""
+
+    def protocol(k, v, cache, start):
+        kept = k.clone()
+        k.mul_(2.0)
+        return zoo.append(kept, v, cache, start)
+
+    recorder = Recorder(angles=zoo.angles())
+    layer = zoo.SelfAttention(rope="stacked", protocol=protocol)
+    with torch.no_grad():
+        x, start = next(zoo.inputs(1))
+        torch.compile(layer, backend=recorder)(x, layer.new_cache(), start)
+    assert recorder.site.new_key.node.name.startswith("kept")
+    assert recorder.site.rope is None
+
+
+def test_keys_rotated_after_the_cache_need_a_known_query():
+    """Looking through the rotation of the keys is only right if the site can say so."""
+    layer = zoo.SelfAttention(rope="stacked", raw_cache=True)
+    rope = layer.rope
+    layer.rope = lambda x, table, start: rope(x, table, start) if x.shape[1] > 2 * TOKENS else x + 1
+    only = report(layer, start=2)
+    assert only.found == ()
+    assert [r.code for r in only.refused] == ["HF-ROPE"]
+
+
+def test_a_past_behind_other_norms_is_not_cross_attention():
+    """Query and key from two norms of one activation, and a concatenated past: found, not excluded."""
+
+    class TwoNorms(zoo.SelfAttention):
+        def __init__(self):
+            super().__init__("stacked", "cat_past")
+            project = self.q
+            self.q = torch.nn.Sequential(torch.nn.LayerNorm(48), project)
+
+    only = report(TwoNorms())
+    assert len(only.found) == 1
+
+
+def test_every_code_is_in_the_catalogue():
+    assert {*PROTOCOLS, *CORES, "HF-GRAD", "HF-CROSS", "HF-CACHE-UNREAD", "HF-NESTED", "HF-ROPE"} <= set(CATALOGUE)
