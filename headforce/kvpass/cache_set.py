@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
+from ..lowering.novelty import novelty
 from ..lowering.pool import PagePool, PageShape
 from ..lowering.stream import Event, Stream
 from ..lowering.verify import check_plan
@@ -41,6 +42,15 @@ class PassFacts:
     sink: int | None
     read_rows: int
     cache_rows: int
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How keys turn with the frame; see `kernels.rotation.turn`. `theta` is empty where no RoPE was recognised."""
+
+    theta: Tensor
+    first_pair: int
+    style: str
 
 
 @dataclass
@@ -81,7 +91,7 @@ class CacheSet:
         self.layers = [LayerState(self, i) for i in range(len(caches))]
         self.stream: Stream | None = None
         self.pool: PagePool | None = None
-        self.theta: Tensor | None = None
+        self.rotation: Rotation | None = None
         for cache, (k, v), layer in zip(self.caches, self.shells, self.layers, strict=True):
             cache.replace(k, v)
             for shell in (k, v):
@@ -116,12 +126,15 @@ class CacheSet:
             self.stream = Stream(self.session.policy.bind(layers=len(self.layers), heads=heads, native=native))
             self.pool = PagePool(self.stream, shape, canonical=self.session.canonical)
         assert self.pool is not None
+        assert self.rotation is not None
         if shape != self.pool.shape:
             raise HeadforceError(
                 "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
             )
-        if self.stream.begin(facts.start, facts.frames) is not Event.REPEAT:
+        decide = novelty(self.pool, self.rotation.theta, self.rotation.first_pair, self.rotation.style)
+        if self.stream.begin(facts.start, facts.frames, decide) is not Event.REPEAT:
             self._check_native(facts, native)
+            self._check_remap()
             if self.session.verify:
                 check_plan(self.stream)
             self.pool.update()
@@ -138,6 +151,17 @@ class CacheSet:
                 needed="one and the same frame",
             )
         layer.evicted = evicted
+
+    def _check_remap(self) -> None:
+        assert self.stream is not None
+        assert self.stream.plan is not None
+        assert self.rotation is not None
+        if not self.rotation.theta.numel() and any(head.remaps for head in self.stream.plan.heads):
+            raise HeadforceError(
+                "HF-ROPE",
+                found="a policy that moves frames to other positions, and a RoPE table made inside the graph",
+                needed="a table that is an input of the graph, or a policy that keeps positions",
+            )
 
     def _check_native(self, facts: PassFacts, native: Rule) -> None:
         """The adapter's rule for the unmodified model against what the graph shows of it."""

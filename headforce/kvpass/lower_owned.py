@@ -58,7 +58,7 @@ def _rewrite(graph: Graph, site: Site, pools: Sequence[Node], tables: Sequence[N
         value = _arranged(graph, site.new_value, site.cache.dtype)
         graph.call_function(torch.ops.headforce.write_pages.default, (key, value, k_pool, v_pool, pages))
         query = _arranged(graph, site.query, site.dtype)
-        first_pair, style = (site.rope.temporal or (0, 0))[0] if site.rope else 0, _style(site)
+        first_pair, style = rotated_pairs(site)
         attention = graph.call_function(
             torch.ops.headforce.ragged_attention.default,
             (query, k_pool, v_pool, reads, runs, theta, first_pair, style, site.scale, target),
@@ -73,8 +73,11 @@ def _rewrite(graph: Graph, site: Site, pools: Sequence[Node], tables: Sequence[N
             graph.erase_node(node)
 
 
-def _style(site: Site) -> str:
-    return STYLES[site.rope.kind] if site.rope else INTERLEAVED
+def rotated_pairs(site: Site) -> tuple[int, str]:
+    """The first pair that turns with the frame, and how pairs lie in the head dim."""
+    if site.rope is None or site.rope.temporal is None:
+        return 0, INTERLEAVED
+    return site.rope.temporal[0], STYLES[site.rope.kind]
 
 
 def _arranged(graph: Graph, operand: Operand, dtype: torch.dtype) -> Node:

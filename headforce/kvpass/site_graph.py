@@ -17,9 +17,9 @@ from torch.fx import GraphModule
 from ..errors import HeadforceError
 from ..lowering.pool import PageShape
 from . import torch_private
-from .cache_set import LayerState, PassFacts, layer_of
+from .cache_set import LayerState, PassFacts, Rotation, layer_of
 from .inner import compile_inner
-from .lower_owned import lower_owned
+from .lower_owned import lower_owned, rotated_pairs
 from .options import Options
 from .rope_rates import temporal_rates
 from .site import Site, SiteReport
@@ -126,9 +126,10 @@ class _SiteReader:
                 needed="whole frames",
             )
         caches = layer.caches
-        if caches.theta is None:
+        if caches.rotation is None:
             tables = [args[i] for i in self._tables]
-            caches.theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
+            theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
+            caches.rotation = Rotation(theta, *rotated_pairs(self.site))
         facts = PassFacts(
             start, tokens // rows, rows, first_row, evicted, sink if sink >= 0 else None, read_rows, cache_rows
         )
@@ -139,10 +140,10 @@ class _SiteReader:
 
 def _added(layers: Sequence[LayerState]) -> list[Tensor]:
     """Pools, theta and tables, in the order in which `lower_owned` appended its inputs."""
-    pool, theta = layers[0].caches.pool, layers[0].caches.theta
+    pool, rotation = layers[0].caches.pool, layers[0].caches.rotation
     assert pool is not None
-    assert theta is not None
-    added = [pool.k, pool.v, theta]
+    assert rotation is not None
+    added = [pool.k, pool.v, rotation.theta]
     for layer in layers:
         added += [pool.reads[layer.layer], pool.runs[layer.layer], pool.pages[layer.layer]]
     return added

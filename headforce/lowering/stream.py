@@ -181,22 +181,26 @@ class Stream:
 
     def _make_room(self, chunk: Chunk, history: int, coming: Sequence[_Next]) -> None:
         """Grows the regions for a stream that goes on in chunks of this size, unless that was done before."""
-        rhythm = (chunk.frames, chunk.start % chunk.frames)
         self._longest = max(self._longest, chunk.frames)
+        rhythm = (chunk.frames, chunk.start % chunk.frames)
+        rooms: dict[str, int] = {}
+        if rhythm not in self._rhythms:
+            self._rhythms.add(rhythm)
+            rooms = {rule.text: self._room(rule, chunk) for rule in self.policy.distinct}
         grown = False
         for lane, next_ in zip(self.lanes, coming, strict=True):
-            room = lane.slots.pages
-            if rhythm not in self._rhythms:
-                ahead = self.policy.endless(lane.rule, chunk.frames, chunk)
-                room = max(self.policy.need(lane.rule, c, self._longest) + c.frames for c in ahead)
+            room = rooms.get(lane.rule.text, 0)
             if chunk.start < history:
                 # `need` is about streams that only go forward; a rewrite may hold frames on both sides of its chunk.
                 written = FrameSet.interval(chunk.start, chunk.stop)
                 room = max(room, len(next_.live & lane.slots.held | next_.behind | written))
             grown |= room > lane.slots.pages
             lane.slots.grow(room)
-        self._rhythms.add(rhythm)
         self.layout += grown
+
+    def _room(self, rule: HeadRule, first: Chunk) -> int:
+        ahead = self.policy.endless(rule, first.frames, first)
+        return max(self.policy.need(rule, chunk, self._longest) + chunk.frames for chunk in ahead)
 
 
 def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:

@@ -59,7 +59,7 @@ def test_an_inner_compiler_that_fails_is_not_swallowed() -> None:
     model = wan()
     with headforce.prepare(model, policy=A), torch._dynamo.config.patch(suppress_errors=True):
         compiled = torch.compile(model, backend="headforce", options={"inner": "headforce_test_broken"})
-        with pytest.raises(HeadforceError, match="HF-EAGER|HF-CACHE-UNREAD"):
+        with pytest.raises(HeadforceError, match=r"HF-EAGER|HF-CACHE-UNREAD"):
             videos(compiled, model.config, ([3],))
 
 

@@ -18,7 +18,11 @@ TOLERANCE = 1e-5
 POLICIES = {
     "layers and heads differ": """
         headforce: 0
-        classes: {a: sink(1) | window(1), b: "sink(1) | stride(4, phase=0, last=2) | window(2)", c: drop(), d: window(5)}
+        classes:
+          a: sink(1) | window(1)
+          b: sink(1) | stride(4, phase=0, last=2) | window(2)
+          c: drop()
+          d: window(5)
         heads: {0: {a: [0, 2], b: [1], c: [3]}, 1: {c: [0], d: [1, 3], a: [2]}}
         """,
     "collapsed and clamped": """
@@ -95,3 +99,35 @@ def test_pool_bytes_are_capacity_and_current_chunk_exactly() -> None:
         current = 2 * 4 * 3
         config = model.config
         assert session.pool_bytes == (frames + current) * 2 * config.tokens_per_frame * config.head_dim * 4
+
+
+def test_episodic_memory_in_a_compiled_model() -> None:
+    """Stores are filled while the model runs; replayed by the oracle, the record gives the same plans."""
+    policy = Policy.loads("""
+        headforce: 0
+        classes:
+          memory: sink(1) | episodic(3, source=evicted(window), write=novel(0.99), evict=least_novel) | window(2)
+          last: window(1)
+        default: last
+        heads: {0: {memory: [1]}, 1: {memory: [0, 3]}}
+        """)
+    model = wan()
+    with headforce.prepare(model, policy=policy, verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+        first = videos(compiled, model.config, ([3] * 6, [3] * 6))
+        stream = session.cache_sets[0].stream
+        held = [lane.memory.held["episodic"] for lane in stream.lanes if lane.memory is not None]
+        assert len(held) == 3
+        assert all(1 <= len(frames) <= 3 for frames in held)
+        again = videos(compiled, model.config, ([3] * 6,))
+    assert torch.equal(first[0], again[0])  # a new video begins with empty stores
+
+
+def test_a_remap_without_known_rates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headforce.kvpass import site_graph
+
+    monkeypatch.setattr(site_graph, "temporal_rates", lambda *_: torch.zeros(0, dtype=torch.float64))
+    model = wan()
+    policy = Policy.loads(POLICIES["collapsed and clamped"])
+    with headforce.prepare(model, policy=policy), pytest.raises(headforce.HeadforceError, match="HF-ROPE"):
+        videos(torch.compile(model, backend="headforce", options={"inner": "eager"}), model.config, ([3] * 3,))

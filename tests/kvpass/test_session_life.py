@@ -107,17 +107,11 @@ def test_a_cache_with_a_past_is_refused() -> None:
     model = wan()
     rollout = Rollout(model, model.config, (1000.0,))
     rollout.generate(text(model.config), [3] * 2)
-    with headforce.prepare(model, policy=A), pytest.raises(HeadforceError, match="HF-ADOPT"), torch.no_grad():
+    caches = {"kv_cache": rollout.kv_cache, "crossattn_cache": rollout.crossattn_cache, "current_start": 6 * 24}
+    with headforce.prepare(model, policy=A), torch.no_grad():
         compiled = torch.compile(model, backend="headforce", options=EAGER)
-        shape = (1, 4, 3, 8, 12)
-        compiled(
-            torch.zeros(shape),
-            torch.zeros(1, 3),
-            text(model.config),
-            kv_cache=rollout.kv_cache,
-            crossattn_cache=rollout.crossattn_cache,
-            current_start=6 * 24,
-        )
+        with pytest.raises(HeadforceError, match="HF-ADOPT"):
+            compiled(torch.zeros(1, 4, 3, 8, 12), torch.zeros(1, 3), text(model.config), **caches)
 
 
 def test_an_unknown_family_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Replacing a name of a module while prepared models run: counted, so that models side by side do not undo each other."""
+"""Replacing a name of a module while prepared models run: counted, so that models side by side do no harm."""
 
 from __future__ import annotations
 

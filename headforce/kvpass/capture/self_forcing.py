@@ -206,7 +206,7 @@ def _override(module: nn.Module, name: str, function: Any) -> Iterator[None]:
 
 
 def _sdpa(module: types.ModuleType) -> Any:
-    """The repository's own attention without flash-attn; text lengths are not used there, nor does it mask with them."""
+    """The repository's own attention without flash-attn. It does not mask by text length, as its fallback never did."""
 
     def flash_attention(q: Tensor, k: Tensor, v: Tensor, k_lens: Tensor | None = None, **_: Any) -> Tensor:
         result: Tensor = module.attention(q, k, v)

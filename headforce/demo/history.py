@@ -1,0 +1,63 @@
+"""What the policy's side holds and reads, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..kvpass.session import Session
+from ..lowering.plan import ChunkPlan
+from ..lowering.stream import Stream
+from ..policy import BoundPolicy
+
+
+@dataclass
+class History:
+    """Each list has one entry for each chunk; `frame_bytes` is K and V of one frame of one head."""
+
+    policy: BoundPolicy
+    frame_bytes: int
+    plans: list[ChunkPlan] = field(default_factory=list)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    """class -> most past frames that a head of the class reads."""
+    used: dict[str, list[int]] = field(default_factory=dict)
+    """class -> bytes of past frames that its heads hold."""
+    current: list[int] = field(default_factory=list)
+    """Bytes of the current chunk."""
+    pool: list[int] = field(default_factory=list)
+    """Bytes of the pools, used or not."""
+
+    def record(self, session: Session) -> None:
+        """Takes down the chunk that the only stream of `session` is at."""
+        (caches,) = session.cache_sets
+        stream = caches.stream
+        assert stream is not None
+        assert stream.chunk is not None
+        assert stream.plan is not None
+        self.plans.append(stream.plan)
+        self.pool.append(session.pool_bytes)
+        self.current.append(stream.chunk.frames * stream.lane_of.size * self.frame_bytes)
+        for name, cells in classes(self.policy).items():
+            self.kept.setdefault(name, []).append(max(stream.plan.of(*cell).kept for cell in cells))
+            held = sum(_past(stream, *cell) for cell in cells)
+            self.used.setdefault(name, []).append(held * self.frame_bytes)
+
+
+def classes(policy: BoundPolicy) -> dict[str, list[tuple[int, int]]]:
+    """class -> its heads, as (layer, head)."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for cell in _cells(policy):
+        found.setdefault(policy.classes[cell[0]][cell[1]] or "native", []).append(cell)
+    return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
+
+
+def _cells(policy: BoundPolicy) -> Iterator[tuple[int, int]]:
+    yield from np.ndindex(policy.layers, policy.heads)  # type: ignore[misc]
+
+
+def _past(stream: Stream, layer: int, head: int) -> int:
+    """Past frames that a head holds."""
+    assert stream.chunk is not None
+    return len(stream.lanes[stream.lane_of[layer, head]].slots.held) - stream.chunk.frames

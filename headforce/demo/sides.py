@@ -1,0 +1,86 @@
+"""The sides of the comparison. All have the same weights, noise and text; they differ in what runs the attention."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import Policy, prepare
+from ..kvpass.session import Session
+from ..policy import BoundPolicy
+from .example import load_example, twin
+from .reference import Control, install_oracle
+from .runner import Runner, compile_model
+from .settings import CHUNK, NOISY_PASSES, Settings
+
+NATIVE = Policy({})
+"""Every head reads what the unmodified model reads."""
+
+
+class Sides:
+    """The example model and the ways to run it. `runners` maps names to sides, in the order in which they run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.example = load_example(settings.model)
+        self.config = self.example.PRESETS[settings.preset]
+        self.timesteps = tuple(self.example.SELF_FORCING_TIMESTEPS[:NOISY_PASSES])
+        # Peaked attention: with random weights it would be nearly flat, and a wrong key would hardly show.
+        self.model = self.example.init_random(self.example.CausalWan(self.config), settings.seed, peaked=True).eval()
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.context = torch.randn(1, self.config.text_len, self.config.text_dim, generator=generator)
+        self.control = Control(layer=self.config.num_layers // 2, head=0)
+        self.runners: dict[str, Runner] = {}
+
+    def build(self, policy: Policy, stack: ExitStack) -> BoundPolicy:
+        """Makes the runners; `stack` takes headforce's hold on them back. Returns the policy for this model."""
+        dense, plain, own, ruled, reference = self.model, *(twin(self.model) for _ in range(4))
+        native, governed = (
+            stack.enter_context(prepare(*pair)) for pair in ((own, NATIVE), (ruled, policy))
+        )
+        tokens = self.config.tokens_per_frame
+        bound = policy.bind(
+            layers=self.config.num_layers,
+            heads=self.config.num_heads,
+            native=native.native(self.config.cache_frames * tokens, tokens),
+        )
+        install_oracle(reference, bound, self.example, self.control)
+        inner = self.settings.inner
+        self._add("dense", "dense, eager", dense)
+        self._add("dense_compiled", "dense, compiled", self._compiled(plain, inner))
+        self._add("native", "headforce native()", self._compiled(own, "headforce"), native)
+        self._add("policy", "headforce policy", self._compiled(ruled, "headforce"), governed)
+        self._add("reference", "the eager reference", reference)
+        return bound
+
+    def _compiled(self, model: nn.Module, backend: str) -> nn.Module:
+        return compile_model(model, backend, self.settings.whole, self.settings.options if backend == "headforce" else None)
+
+    def _add(self, name: str, title: str, model: nn.Module, session: Session | None = None) -> None:
+        rollout = self.example.Rollout(model, self.config, self.timesteps)
+        passes = rollout.passes(self.context, [CHUNK] * self.settings.chunks, self.settings.seed)
+        self.runners[name] = Runner(name, title, rollout, passes, session)
+
+    @torch.no_grad()
+    def control_error(self) -> float:
+        """How much the flow of the last chunk changes when the reference misses one frame in one head of one layer."""
+        rollout = self.runners["reference"].rollout
+        start = CHUNK * (self.settings.chunks - 1) * self.config.tokens_per_frame
+        video = self.runners["reference"].video
+
+        def flow(falsified: bool) -> Any:
+            self.control.on = falsified
+            return rollout.model(
+                video[:, :, -CHUNK:],
+                torch.zeros(1, CHUNK),
+                self.context,
+                kv_cache=rollout.kv_cache,
+                crossattn_cache=rollout.crossattn_cache,
+                current_start=start,
+            )
+
+        right, wrong = flow(False), flow(True)
+        return float((wrong - right).abs().max() / right.abs().max())

@@ -1,0 +1,152 @@
+"""A stream with pools and random tensors, and attention computed from the oracle alone.
+
+Nothing here uses plans, pages or tables: keys and values are remembered by layer and frame, moved in time by complex
+multiplication, and attended to in float64.
+"""
+
+import numpy as np
+import torch
+
+from headforce.kernels.rotation import INTERLEAVED
+from headforce.lowering import ops  # noqa: F401  registers the operators
+from headforce.lowering.pool import PagePool, PageShape
+from headforce.lowering.stream import Stream
+from headforce.policy import Warmup, oracle
+
+DOUBLE = torch.float64
+
+
+class PoisonedPool(PagePool):
+    """A pool whose pages hold NaN until they are written, and again once nothing holds them."""
+
+    def _empty(self, pages, width):
+        return super()._empty(pages, width).fill_(torch.nan)
+
+    def update(self):
+        super().update()
+        free = torch.ones(len(self.k), dtype=torch.bool)
+        for (layer, _, head), base in np.ndenumerate(self.regions.base):
+            slot = self.stream.lanes[self.stream.lane_of[layer, head]].slots.slot
+            free[[int(base) + page for frame, page in slot.items() if frame < self.stream.history]] = False
+        self.k[free], self.v[free] = torch.nan, torch.nan
+
+
+def turned(key, angle, first_pair, style):
+    """The last dim of `key`, its pairs from `first_pair` on turned by `angle`, by complex multiplication.
+
+    The arithmetic is in the dtype of `key`, float32 at least.
+    """
+    dtype, key = key.dtype, key.to(torch.promote_types(key.dtype, torch.float32))
+    half = key.shape[-1] // 2
+    pairs = key.unflatten(-1, (half, 2)) if style == INTERLEAVED else key.unflatten(-1, (2, half)).mT
+    factor = torch.ones(half, dtype=torch.complex128)
+    factor[first_pair : first_pair + len(angle)] = torch.polar(torch.ones_like(angle), angle)
+    result = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * factor.to(key.dtype.to_complex()))
+    return (result if style == INTERLEAVED else result.mT).flatten(-2).to(dtype)
+
+
+def attend(query, key, value, scale):
+    """Softmax attention of [S, D] over [N, D], in the dtype of the operands and nothing else."""
+    return (query @ key.mT * scale).softmax(-1) @ value
+
+
+class Rig:
+    """One stream, fed with random keys and values.
+
+    Args:
+        policy: a bound policy. target: the name of the target.
+        tokens: rows of a frame. style, first_pair, pairs: where RoPE turns keys in time.
+    """
+
+    def __init__(
+        self,
+        policy,
+        target="sdpa",
+        *,
+        dtype=DOUBLE,
+        batch=1,
+        tokens=3,
+        head_dim=6,
+        value_dim=None,
+        style=INTERLEAVED,
+        first_pair=0,
+        pairs=2,
+        canonical=False,
+        strided=False,
+        seed=0,
+    ):
+        self.policy, self.target, self.dtype, self.batch, self.tokens = policy, target, dtype, batch, tokens
+        self.head_dim, self.value_dim = head_dim, value_dim or head_dim
+        self.style, self.first_pair, self.strided = style, first_pair, strided
+        self.generator = torch.Generator().manual_seed(seed)
+        self.theta = 0.1 + torch.rand(pairs, dtype=DOUBLE, generator=self.generator)
+        self.scale = self.head_dim**-0.5
+        self.stream = Stream(policy)
+        shape = PageShape(batch, tokens, self.head_dim, self.value_dim, dtype, torch.device("cpu"))
+        self.pool = PoisonedPool(self.stream, shape, canonical=canonical)
+        self.written = {}
+
+    def begin(self, start, frames, decide=None):
+        event = self.stream.begin(start, frames, decide)
+        self.pool.update()
+        return event
+
+    def run(self, start, frames, decide=None):
+        """One pass through all layers; (query, output) of each layer."""
+        self.begin(start, frames, decide)
+        return [self.layer(layer) for layer in range(self.policy.layers)]
+
+    def layer(self, layer):
+        q, k, v = (self._random(width) for width in (self.head_dim, self.head_dim, self.value_dim))
+        # Peaked attention: a fault in one key is not averaged away.
+        q = q * 3
+        self.write(layer, k, v)
+        return q, self.attention(layer, q)
+
+    def write(self, layer, k, v):
+        pool, chunk, t = self.pool, self.stream.chunk, self.tokens
+        torch.ops.headforce.write_pages(k, v, pool.k, pool.v, pool.pages[layer])
+        for i, frame in enumerate(chunk.queries):
+            rows = slice(i * t, (i + 1) * t)
+            self.written[layer, frame] = (k[:, rows].clone(), v[:, rows].clone())
+
+    def attention(self, layer, q):
+        pool = self.pool
+        tables = (pool.reads[layer], pool.runs[layer])
+        rope = (self.theta, self.first_pair, self.style)
+        return torch.ops.headforce.ragged_attention(q, pool.k, pool.v, *tables, *rope, self.scale, self.target)
+
+    def expected(self, layer, q, dtype=DOUBLE):
+        """The output for `q`, every operation in `dtype`."""
+        chunk, t = self.stream.chunk, self.tokens
+        out = torch.empty(*q.shape[:3], self.value_dim, dtype=dtype)
+        for batch in range(self.batch):
+            for head in range(self.policy.heads):
+                for i, frame in enumerate(chunk.queries):
+                    rows = slice(i * t, (i + 1) * t)
+                    key, value = self._read(layer, batch, head, frame, dtype)
+                    out[batch, rows, head] = attend(q[batch, rows, head].to(dtype), key, value, self.scale)
+        return out
+
+    def _read(self, layer, batch, head, query, dtype):
+        chunk, rule = self.stream.chunk, self.policy.rules[layer][head]
+        memory = self.stream.lanes[self.stream.lane_of[layer, head]].memory
+        warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup else None
+        reads = oracle.read(rule.rule, warmup, chunk, query, memory.record if memory else None)
+        reads.update({frame: frame for frame in chunk.queries})
+        keys, values = [], []
+        for frame, position in sorted(reads.items()):
+            k, v = self.written[layer, frame]
+            angle = (position - frame) * self.theta
+            keys.append(turned(k[batch, :, head].to(dtype), angle, self.first_pair, self.style))
+            values.append(v[batch, :, head].to(dtype))
+        return torch.cat(keys), torch.cat(values)
+
+    def _random(self, width):
+        shape = (self.batch, self.stream.chunk.frames * self.tokens, self.policy.heads, width)
+        if not self.strided:
+            return torch.randn(shape, dtype=DOUBLE, generator=self.generator).to(self.dtype)
+        # As out of a fused projection with the heads in front: no dim is where a contiguous tensor has it.
+        batch, rows, heads, _ = shape
+        fused = torch.randn(batch, heads, 3, rows, width + 2, dtype=DOUBLE, generator=self.generator).to(self.dtype)
+        return fused[:, :, 1, :, 1:-1].transpose(1, 2)

@@ -1,0 +1,216 @@
+"""Every target against attention computed from the oracle alone, over pools that hold NaN where nothing was written."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+import headforce.lowering.targets.sdpa as sdpa_module
+from headforce.errors import HeadforceError
+from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, turn
+from headforce.lowering.targets import find_target, load_targets
+from headforce.policy import Policy, Warmup, parse_rule
+from headforce.testing.strategies import policies
+
+from .rig import Rig, turned
+
+LAYERS, HEADS = 2, 3
+NATIVE = parse_rule("sink(1) | span(7)")
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+
+MIXED = {
+    "collapsed": 'sink(1)@collapse(4) | stride(4, phase="query", last=2)@clamp(6) | window(1)',
+    "contiguous": "(sink(1) | stride(3, phase=1, last=2) | window(2))@contiguous",
+    "window": "window(4)",
+    "nothing": "drop()",
+}
+"""Shifts of every kind, rules by query, heads with equal plans that are not neighbours, and heads without a past."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def mixed(heads=5):
+    classes = {name: parse_rule(rule) for name, rule in MIXED.items()}
+    members = {
+        0: {"collapsed": (0, 2), "window": (1, 4), "contiguous": (3,)},
+        1: {"contiguous": (0, 1, 4), "nothing": (2,), "collapsed": (3,)},
+    }
+    return Policy(classes, heads=members, warmup=Warmup(1, parse_rule("window(3)"))).bind(layers=2, heads=heads)
+
+
+def check(rig, start, frames):
+    """The error of every layer is at most twice that of the same attention in low precision, plus rounding."""
+    for layer, (query, out) in enumerate(rig.run(start, frames)):
+        exact = rig.expected(layer, query)
+        assert out.dtype == rig.dtype
+        assert out.shape == exact.shape
+        if rig.dtype == torch.float64:
+            torch.testing.assert_close(out, exact, rtol=1e-11, atol=1e-11)
+            continue
+        plain = (rig.expected(layer, query, rig.dtype).to(torch.float64) - exact).abs().max()
+        # Scores are summed in float32, in an order that the matrix library picks by shape.
+        rounding = torch.finfo(rig.dtype).eps + 16 * torch.finfo(torch.float32).eps
+        assert (out.to(torch.float64) - exact).abs().max() <= 2 * plain + rounding * exact.abs().max()
+
+
+@st.composite
+def rigs(draw, dtypes, targets):
+    half = draw(st.integers(1, 5))
+    first = draw(st.integers(0, half))
+    policy = draw(policies(LAYERS, HEADS, horizon=40)).bind(layers=LAYERS, heads=HEADS, native=NATIVE)
+    return Rig(
+        policy,
+        draw(st.sampled_from(targets)),
+        dtype=draw(st.sampled_from(dtypes)),
+        batch=draw(st.integers(1, 2)),
+        tokens=draw(st.integers(1, 4)),
+        head_dim=2 * half,
+        value_dim=draw(st.none() | st.integers(1, 9)),
+        style=draw(st.sampled_from([INTERLEAVED, SPLIT_HALF])),
+        first_pair=first,
+        pairs=draw(st.integers(0, half - first)),
+        canonical=draw(st.booleans()),
+        strided=draw(st.booleans()),
+        seed=draw(st.integers(0, 9)),
+    )
+
+
+sizes = st.tuples(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.booleans()).map(
+    lambda drawn: drawn[0] if drawn[1] else [drawn[0][0]] * 6
+)
+
+
+def check_all(rig, sizes):
+    start = 0
+    for frames in sizes:
+        check(rig, start, frames)
+        start += frames
+
+
+@settings(max_examples=40)
+@given(rigs([torch.float64], ["reference", "sdpa"]), sizes)
+def test_is_attention_over_what_the_oracle_says(rig, sizes):
+    check_all(rig, sizes)
+
+
+@settings(max_examples=40)
+@given(rigs(LOW, ["reference", "sdpa"]), sizes)
+def test_stays_within_twice_the_error_of_low_precision(rig, sizes):
+    check_all(rig, sizes)
+
+
+@pytest.mark.parametrize("target", ["reference", "sdpa"])
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(64, 64), (96, 96), (64, 40), (22, 22)])
+def test_head_dims_of_real_models(target, dtype, head_dim, value_dim):
+    for style, strided in ((INTERLEAVED, False), (SPLIT_HALF, True)):
+        dims = {"head_dim": head_dim, "value_dim": value_dim, "first_pair": 1, "pairs": head_dim // 6}
+        rig = Rig(mixed(), target, dtype=dtype, style=style, canonical=strided, strided=strided, **dims)
+        for start in (0, 3, 6, 9):
+            check(rig, start, 3)
+
+
+@pytest.mark.parametrize("target", ["reference", "sdpa"])
+def test_a_rewrite_is_read_in_its_newest_form(target):
+    policy = Policy(
+        {"a": parse_rule("sink(6)@collapse(9)"), "b": parse_rule("window(9)")}, default="a", layers={1: "b"}
+    )
+    rig = Rig(policy.bind(layers=2, heads=2), target)
+    for start, frames in ((0, 3), (3, 3), (6, 3), (1, 3), (9, 3), (10, 3), (13, 1)):
+        check(rig, start, frames)
+
+
+@pytest.mark.parametrize("target", ["reference", "sdpa"])
+def test_pools_may_have_another_dtype_than_the_query(target):
+    rig = Rig(mixed(), target, dtype=torch.bfloat16)
+    for start in (0, 3, 6):
+        rig.run(start, 3)
+    query = torch.randn(1, 9, 5, 6, dtype=torch.float32)
+    out = rig.attention(0, query)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), rig.expected(0, query), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("target", ["reference", "sdpa"])
+def test_rows_that_no_read_names_are_zero(target):
+    rig = Rig(mixed(), target)
+    rig.run(0, 3)
+    rig.pool.reads[0].zero_()
+    assert not rig.attention(0, torch.randn(1, 9, 5, 6, dtype=torch.float64)).any()
+
+
+# --- no more calls and copies than needed -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The operands of every scaled_dot_product_attention call."""
+    seen, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, **kwargs):
+        seen.append((query, key, value))
+        return real(query, key, value, **kwargs)
+
+    monkeypatch.setattr(sdpa_module.F, "scaled_dot_product_attention", spy)
+    return seen
+
+
+def lies_in(operand, pool):
+    begin, end = pool.data_ptr(), pool.data_ptr() + pool.nbytes
+    return begin <= operand.data_ptr() < end and operand.untyped_storage().data_ptr() == begin
+
+
+@pytest.mark.parametrize("members", [(0, 1, 2, 3), (0, 2), (1, 3)])
+@pytest.mark.parametrize("rule", ["window(4)", "sink(1) | window(2)", "drop()"])
+def test_equal_heads_are_one_call_on_a_view_of_the_pool(calls, members, rule):
+    policy = Policy({"a": parse_rule(rule), "b": parse_rule("window(9)")}, default="b", heads={0: {"a": members}})
+    rig = Rig(policy.bind(layers=1, heads=4))
+    for start in range(0, 21, 3):
+        calls.clear()
+        check(rig, start, 3)
+        assert len(calls) == (1 if len(members) == 4 else 2)
+        assert sum(key.shape[1] for _, key, _ in calls) == 4
+        assert all(lies_in(key, rig.pool.k) and lies_in(value, rig.pool.v) for _, key, value in calls)
+
+
+def test_heads_with_state_that_hold_the_same_are_one_call(calls):
+    policy = Policy({"a": parse_rule("episodic(2) | window(1)")}, default="a")
+    rig = Rig(policy.bind(layers=1, heads=4))
+    for start in range(0, 12, 3):
+        calls.clear()
+        rig.run(start, 3, lambda layer, head, lane: lambda store, held, unit: (not held, unit))
+        assert len(calls) == 1
+
+
+def test_rules_by_query_make_one_call_for_each_reading(calls):
+    policy = Policy({"a": parse_rule('stride(6, phase="query", last=2)')}, default="a").bind(layers=1, heads=4)
+    rig = Rig(policy)
+    for start in range(0, 18, 3):
+        calls.clear()
+        check(rig, start, 3)
+    assert len(calls) == 3
+
+
+# --- parts ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.data())
+def test_turning_is_complex_multiplication(half, data):
+    first = data.draw(st.integers(0, half))
+    angle = torch.tensor(data.draw(st.lists(st.floats(-50, 50), max_size=half - first)), dtype=torch.float64)
+    key = torch.randn(3, 2 * half, dtype=torch.float64, generator=torch.Generator().manual_seed(half))
+    for style in (INTERLEAVED, SPLIT_HALF):
+        torch.testing.assert_close(turn(key, angle, first, style), turned(key, angle, first, style))
+        torch.testing.assert_close(turn(turn(key, angle, first, style), -angle, first, style), key)
+
+
+def test_all_targets_are_found_and_others_named():
+    assert {"reference", "sdpa"} <= set(load_targets())
+    with pytest.raises(HeadforceError, match="did you mean 'sdpa'"):
+        find_target("spda")
