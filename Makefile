@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a fresh machine with Python 3.10+ needs; both set up .venv on their own.
 PYTHON ?= python3
 BIN := .venv/bin
-# Sets but does not use a GPU: the machine's own Python and torch, no installation.
+# `make gpu` installs nothing: it takes the machine's own Python and torch.
 GPU_PYTHON ?= python3
 WORKERS ?= 2
 
@@ -23,6 +23,11 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu:
+	$(GPU_PYTHON) benchmarks/machine.py
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/planning.py
 
 clean:
 	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis
