@@ -14,7 +14,7 @@ WORKERS ?= 2
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/headforce plan examples/policies/static_dynamic.yaml --layers 8 --heads 12
+	$(BIN)/headforce demo
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -103,7 +103,7 @@ def plan(
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler: inductor or eager.")
 @click.option("--target", help="How attention is computed [default: the best for the device].")
 @click.option("--whole", is_flag=True, help="Compile the model as one graph instead of block by block.")
-@click.option("--out", type=click.Path(path_type=Path), default="out/demo", show_default=True, help="Folder of results.")
+@click.option("--out", type=click.Path(path_type=Path), default="out/demo", show_default=True, help="Results.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, text and noise.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch [default: what torch picks].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")

@@ -85,7 +85,7 @@ CATALOGUE: dict[str, Entry] = {
     # Lowering: pools, tables and targets.
     "HF-CAPACITY": Entry(
         "A head has more frames to hold than its region has pages.",
-        "This is a fault of headforce unless a rewrite left frames behind; please report it with the policy.",
+        "This is a fault of headforce; please report it with the policy and the chunk sizes.",
     ),
     "HF-FORGOTTEN": Entry(
         "A pass went back to earlier frames, or began inside the last pass, and needs frames that are no longer held.",

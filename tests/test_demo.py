@@ -1,5 +1,6 @@
 """`headforce demo` on the tiny model: what it reports, what it writes, and how it fails."""
 
+import io
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ KEYS = ["version", "made_with", "model", "rollout", "compile", "policy", "sides"
 
 
 def run(out, *options, code=0):
-    result = CliRunner().invoke(main, ["demo", *TINY, "--out", str(out), *options])
+    result = CliRunner().invoke(main, ["demo", *TINY, "--out", str(out), *map(str, options)])
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result
@@ -98,9 +99,9 @@ def test_files_and_output(finished, report):
 def test_the_table_fits_a_terminal(report):
     from rich.console import Console
 
-    console = Console(width=80, record=True, quiet=True)
-    console.print(table(report))
-    shown = console.export_text()
+    shown = io.StringIO()
+    Console(width=80, file=shown).print(table(report))
+    shown = shown.getvalue()
     for part in ("time of a chunk, s", "past frames, rhythm", "0.77", "ok ", "says"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -120,6 +121,21 @@ def test_checks_see_what_is_wrong(finished, monkeypatch, name, change):
     for attribute, value in change.items():
         monkeypatch.setattr(measured, attribute, value)
     assert not {check.name: check.holds for check in run_checks(measured)}[name]
+
+
+def test_stores_are_compared_with_what_they_decided(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "headforce: 0\n"
+        "classes: {store: 'window(1) as recent | episodic(2, source=evicted(recent), write=novel(0.9))'}\n"
+        "heads: {0: {store: [1, 2]}, 1: {store: [3]}}\n"
+    )
+    result = run(tmp_path / "out", "--policy", policy, "--json")
+    report = json.loads(result.stdout)
+    assert {name: max(entry["kept"]) for name, entry in report["policy"]["classes"].items()} == {
+        "native": 3,
+        "store": 3,
+    }
 
 
 def test_wrong_attention_fails_with_a_sentence(tmp_path):
@@ -176,5 +192,5 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_without_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr("headforce.demo.example.__file__", str(tmp_path / "site-packages/headforce/demo/example.py"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(HeadforceError, match="HF-DEMO.*git clone"):
+    with pytest.raises(HeadforceError, match=r"HF-DEMO.*git clone"):
         load_example("causal-wan")

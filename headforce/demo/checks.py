@@ -71,12 +71,14 @@ def _numbers(m: Measured) -> Iterator[Check]:
         yield Check(
             name,
             error <= TOLERANCE,
-            f"{title} differs by {error:.1e} from {m.sides.runners[reference].title} (needed: at most {TOLERANCE:.0e}).",
+            f"{title} differs by {error:.1e} from {m.sides.runners[reference].title} (needed: at most"
+            f" {TOLERANCE:.0e}).",
         )
     yield Check(
         "control",
         m.control_error >= CONTROL,
-        f"One frame missing in one head of the reference shows as {m.control_error:.1e} (needed: at least {CONTROL:.0e}).",
+        f"One frame missing in one head of the reference shows as {m.control_error:.1e} (needed: at least"
+        f" {CONTROL:.0e}).",
     )
     held = m.history.pool[-1]
     yield Check(
@@ -87,4 +89,4 @@ def _numbers(m: Measured) -> Iterator[Check]:
 
 
 def _range(counts: list[int]) -> str:
-    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return " or ".join(str(count) for count in sorted(set(counts)))

@@ -54,7 +54,7 @@ def classes(policy: BoundPolicy) -> dict[str, list[tuple[int, int]]]:
 
 
 def _cells(policy: BoundPolicy) -> Iterator[tuple[int, int]]:
-    yield from np.ndindex(policy.layers, policy.heads)  # type: ignore[misc]
+    yield from np.ndindex(policy.layers, policy.heads)
 
 
 def _past(stream: Stream, layer: int, head: int) -> int:

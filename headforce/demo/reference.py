@@ -6,7 +6,7 @@ shares no code with the compiler, its plans or its pools.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -15,10 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..policy import BoundPolicy, Chunk, HeadRule, Warmup, oracle
+from ..policy import BoundPolicy, Chunk, Warmup, oracle
+from ..policy.memory import Record
 
 Reads = dict[int, int]
 """frame -> the position at which it is seen."""
+
+Records = Callable[[int, int], Record | None]
+"""(layer, head) -> what the stores of a head decided, for the oracle to replay; None for a head without any."""
 
 
 @dataclass
@@ -30,18 +34,38 @@ class Control:
     on: bool = False
 
 
+@dataclass
+class Oracle:
+    """What the layers share: the policy, the example's own functions, the recorded decisions, the control."""
+
+    policy: BoundPolicy
+    example: ModuleType
+    records: Records
+    control: Control
+
+    def reads(self, layer: int, head: int, chunk: Chunk, query: int) -> Reads:
+        """What one query frame of one head reads, its chunk included."""
+        rule = self.policy.rules[layer][head]
+        warmup = None if rule.warmup is None else Warmup(rule.warmup_chunks, rule.warmup)
+        past = oracle.read(rule.rule, warmup, chunk, query, self.records(layer, head))
+        if past and self.falsifies(layer, head):
+            del past[max(past)]
+        return past | {frame: frame for frame in chunk.queries}
+
+    def falsifies(self, layer: int, head: int) -> bool:
+        """True for the head that is told too little."""
+        return self.control.on and (layer, head) == (self.control.layer, self.control.head)
+
+
 class OracleAttention(nn.Module):
     """Takes the place of the example's self-attention in one layer."""
 
-    def __init__(
-        self, attention: nn.Module, rules: Sequence[HeadRule], example: ModuleType, layer: int, control: Control
-    ) -> None:
+    def __init__(self, attention: nn.Module, oracle: Oracle, layer: int) -> None:
         super().__init__()
-        self.attention = attention
-        self.rules = rules
-        self.example = example
+        self.attention: Any = attention
+        self.oracle = oracle
+        self.example = oracle.example
         self.layer = layer
-        self.control = control
         self.memory = _Memory()
 
     def forward(
@@ -57,30 +81,29 @@ class OracleAttention(nn.Module):
         self.memory.write(chunk, k, self.example.rotate(k, cos, sin), v)
         out = torch.empty_like(q)
         for heads, queries, reads in self._readings(chunk):
-            keys = [self._key(frame, position, heads, rope, grid) for frame, position in reads.items()]
-            values = [self.memory.values[frame][:, :, heads] for frame in reads]
+            keys = torch.cat([self._key(frame, position, heads, rope, grid) for frame, position in reads.items()], 2)
+            values = torch.cat([self.memory.values[frame][:, heads] for frame in reads], 2)
             part = slice((queries[0] - chunk.start) * tokens, (queries[-1] + 1 - chunk.start) * tokens)
-            operands = (q[:, part, heads], torch.cat(keys, 1), torch.cat(values, 1))
-            result = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in operands))
+            result = F.scaled_dot_product_attention(q[:, part, heads].transpose(1, 2), keys, values)
             out[:, part, heads] = result.transpose(1, 2)
         return self.attention.o(out.flatten(2))
 
     def _key(self, frame: int, position: int, heads: list[int], rope: Tensor, grid: tuple[int, int, int]) -> Tensor:
         if position == frame:
-            return self.memory.rotated[frame][:, :, heads]
+            return self.memory.rotated[frame][:, heads]
         cos, sin = self.example.rope_angles(rope, position, (1, *grid[1:]))
-        return self.example.rotate(self.memory.raw[frame][:, :, heads], cos, sin)
+        return self.example.rotate(self.memory.raw[frame][:, :, heads], cos, sin).transpose(1, 2)
 
     def _readings(self, chunk: Chunk) -> Iterator[tuple[list[int], list[int], Reads]]:
         """(heads, adjacent query frames, what they read): heads of one rule together, queries that read alike too."""
-        groups: dict[tuple[str, bool], list[int]] = {}
-        for head, rule in enumerate(self.rules):
-            falsified = self.control.on and (self.layer, head) == (self.control.layer, self.control.head)
-            groups.setdefault((rule.text, falsified), []).append(head)
-        for (_, falsified), heads in groups.items():
+        groups: dict[tuple[str, int], list[int]] = {}
+        for head, rule in enumerate(self.oracle.policy.rules[self.layer]):
+            alone = bool(rule.rule.stateful) or self.oracle.falsifies(self.layer, head)
+            groups.setdefault((rule.text, head if alone else -1), []).append(head)
+        for heads in groups.values():
             together: list[tuple[list[int], Reads]] = []
             for query in chunk.queries:
-                reads = _reads(self.rules[heads[0]], chunk, query, falsified)
+                reads = self.oracle.reads(self.layer, heads[0], chunk, query)
                 if together and together[-1][1] == reads:
                     together[-1][0].append(query)
                 else:
@@ -89,17 +112,9 @@ class OracleAttention(nn.Module):
                 yield heads, queries, reads
 
 
-def _reads(rule: HeadRule, chunk: Chunk, query: int, falsified: bool) -> Reads:
-    warmup = None if rule.warmup is None else Warmup(rule.warmup_chunks, rule.warmup)
-    past = oracle.read(rule.rule, warmup, chunk, query)
-    if falsified:
-        del past[max(past)]
-    return past | {frame: frame for frame in chunk.queries}
-
-
 @dataclass
 class _Memory:
-    """Every frame of a stream, [B, T, H, D] each."""
+    """Every frame of a stream: keys before RoPE, [B, T, H, D]; rotated keys and values, [B, H, T, D]."""
 
     raw: dict[int, Tensor] = field(default_factory=dict)
     rotated: dict[int, Tensor] = field(default_factory=dict)
@@ -112,11 +127,13 @@ class _Memory:
         return Chunk(self.starts.index(start), start, frames)
 
     def write(self, chunk: Chunk, raw: Tensor, rotated: Tensor, values: Tensor) -> None:
-        for kept, new in ((self.raw, raw), (self.rotated, rotated), (self.values, values)):
-            kept.update(zip(chunk.queries, new.chunk(chunk.frames, dim=1), strict=True))
+        for i, frame in enumerate(chunk.queries):
+            self.raw[frame], rotated_frame, value = (t.chunk(chunk.frames, dim=1)[i] for t in (raw, rotated, values))
+            self.rotated[frame] = rotated_frame.transpose(1, 2).contiguous()
+            self.values[frame] = value.transpose(1, 2).contiguous()
 
 
-def install_oracle(model: nn.Module, policy: BoundPolicy, example: ModuleType, control: Control) -> None:
+def install_oracle(model: nn.Module, oracle: Oracle) -> None:
     """Puts `OracleAttention` into every block of `model`, for one stream."""
-    for layer, block in enumerate(model.blocks):
-        block.self_attn = OracleAttention(block.self_attn, policy.rules[layer], example, layer, control)
+    for layer, block in enumerate(model.get_submodule("blocks").children()):
+        block.self_attn = OracleAttention(block.get_submodule("self_attn"), oracle, layer)

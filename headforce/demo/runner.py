@@ -80,7 +80,7 @@ def compile_model(model: nn.Module, backend: str, whole: bool, options: Mapping[
     settings = None if options is None else dict(options)
     if whole:
         return torch.compile(model, backend=backend, options=settings)  # type: ignore[return-value]
-    for block in model.blocks:
+    for block in model.get_submodule("blocks").children():
         block.compile(backend=backend, options=settings)
     return model
 

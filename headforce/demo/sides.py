@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from .. import Policy, prepare
+from ..errors import HeadforceError
 from ..kvpass.session import Session
-from ..policy import BoundPolicy
+from ..lowering.preview import preview
+from ..policy import BoundPolicy, Schedule
+from ..policy.memory import Record
 from .example import load_example, twin
-from .reference import Control, install_oracle
+from .reference import Control, Oracle, Records, install_oracle
 from .runner import Runner, compile_model
 from .settings import CHUNK, NOISY_PASSES, Settings
 
@@ -32,22 +35,20 @@ class Sides:
         self.model = self.example.init_random(self.example.CausalWan(self.config), settings.seed, peaked=True).eval()
         generator = torch.Generator().manual_seed(settings.seed)
         self.context = torch.randn(1, self.config.text_len, self.config.text_dim, generator=generator)
-        self.control = Control(layer=self.config.num_layers // 2, head=0)
         self.runners: dict[str, Runner] = {}
 
     def build(self, policy: Policy, stack: ExitStack) -> BoundPolicy:
         """Makes the runners; `stack` takes headforce's hold on them back. Returns the policy for this model."""
         dense, plain, own, ruled, reference = self.model, *(twin(self.model) for _ in range(4))
-        native, governed = (
-            stack.enter_context(prepare(*pair)) for pair in ((own, NATIVE), (ruled, policy))
-        )
+        native, governed = (stack.enter_context(prepare(*pair)) for pair in ((own, NATIVE), (ruled, policy)))
         tokens = self.config.tokens_per_frame
         bound = policy.bind(
             layers=self.config.num_layers,
             heads=self.config.num_heads,
             native=native.native(self.config.cache_frames * tokens, tokens),
         )
-        install_oracle(reference, bound, self.example, self.control)
+        self.control = _control(bound, self.settings.chunks)
+        install_oracle(reference, Oracle(bound, self.example, _records(governed), self.control))
         inner = self.settings.inner
         self._add("dense", "dense, eager", dense)
         self._add("dense_compiled", "dense, compiled", self._compiled(plain, inner))
@@ -57,7 +58,8 @@ class Sides:
         return bound
 
     def _compiled(self, model: nn.Module, backend: str) -> nn.Module:
-        return compile_model(model, backend, self.settings.whole, self.settings.options if backend == "headforce" else None)
+        options = self.settings.options if backend == "headforce" else None
+        return compile_model(model, backend, self.settings.whole, options)
 
     def _add(self, name: str, title: str, model: nn.Module, session: Session | None = None) -> None:
         rollout = self.example.Rollout(model, self.config, self.timesteps)
@@ -84,3 +86,30 @@ class Sides:
 
         right, wrong = flow(False), flow(True)
         return float((wrong - right).abs().max() / right.abs().max())
+
+
+def _control(policy: BoundPolicy, chunks: int) -> Control:
+    """A head that reads some of the past in the last chunk, of a layer as late as possible; HF-DEMO if none does."""
+    *_, last = preview(policy, Schedule((CHUNK,) * chunks))
+    for layer in reversed(range(policy.layers)):
+        for head in range(policy.heads):
+            if last.of(layer, head).kept:
+                return Control(layer, head)
+    raise HeadforceError(
+        "HF-DEMO",
+        site="--policy",
+        found="a policy under which no head reads the past",
+        needed="one that keeps something",
+    )
+
+
+def _records(session: Session) -> Records:
+    """What the stores of the only stream of `session` decided; its side runs each pass before the reference does."""
+
+    def record(layer: int, head: int) -> Record | None:
+        (caches,) = session.cache_sets
+        assert caches.stream is not None
+        memory = caches.stream.lanes[caches.stream.lane_of[layer, head]].memory
+        return memory.record if memory else None
+
+    return record

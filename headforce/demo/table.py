@@ -25,11 +25,15 @@ def table(report: Mapping[str, Any]) -> RenderableType:
 
 def _title(report: Mapping[str, Any]) -> str:
     model, rollout, made = report["model"], report["rollout"], report["made_with"]
-    return (
-        f"{model['layers']} layers of {model['heads']} heads x {model['head_dim']}, {model['tokens_per_frame']} tokens in a"
-        f" frame, window {model['window_frames']}, {rollout['chunks']} chunks of {rollout['chunk_frames']} frames; torch"
-        f" {made['torch']}, CPU, {made['threads']} threads"
-    )
+    parts = [
+        f"{model['layers']} layers of {model['heads']} heads x {model['head_dim']}",
+        f"{model['tokens_per_frame']} tokens in a frame",
+        f"window {model['window_frames']}",
+        f"{rollout['chunks']} chunks of {rollout['chunk_frames']} frames",
+        f"torch {made['torch']}",
+        f"CPU, {made['threads']} threads",
+    ]
+    return ", ".join(parts)
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, Callable[[str], str]]]:
@@ -69,13 +73,14 @@ def _kept(past: int, kept: int) -> Callable[[str], str]:
 
 def _notes(report: Mapping[str, Any]) -> str:
     rollout = report["rollout"]
+    first, last = rollout["evicting_chunks"][0], rollout["evicting_chunks"][-1]
     return (
-        f"A chunk is {rollout['passes_per_chunk'] - 1} noisy passes and 1 clean pass. Its time is the sum, over its passes,"
-        f" of the median over chunks {rollout['evicting_chunks'][0]} to {rollout['evicting_chunks'][-1]}, in which the dense"
-        " cache is full and evicts; passes that compile are left out. All sides run in turn, pass by pass.\n"
+        f"A chunk is {rollout['passes_per_chunk'] - 1} noisy passes and 1 clean pass. Its time is the sum, over its"
+        f" passes, of the median over chunks {first} to {last}, in which the dense cache is full and evicts; passes"
+        " that compile are left out. All sides run in turn, pass by pass.\n"
         "K and V held: the caches of the dense model; the pools of headforce, current chunk included.\n"
-        "Errors are the largest deviation of the latents of the whole video over their largest value. The reference is an"
-        " eager model that keeps every frame and reads, head by head, what the policy's oracle names.\n"
+        "Errors are the largest deviation of the latents of the whole video over their largest value. The reference"
+        " is an eager model that keeps every frame and reads, head by head, what the policy's oracle names.\n"
         "Weights are random: the demo measures time, bytes and exactness, and says nothing about quality."
     )
 

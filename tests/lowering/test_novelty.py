@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.novelty import novelty
+from headforce.lowering.novelty import _least_novel, novelty
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, HeadMemory, Policy, StoreOp, parse_rule, policy_op
@@ -153,12 +153,11 @@ def test_least_novel_gives_up_what_it_has_twice():
 
 
 def test_of_several_least_novel_units_the_oldest_goes():
-    scenes = Scenes("episodic(4, write=novel(1), evict=least_novel)", lambda f: f // 2, noise=0.05)
-    for start in range(6):
-        scenes.begin(start, 1)
-    assert len(scenes.held()) == 4
-    first, second = ("0", "1"), ("2", "3")
-    assert scenes.held()[0] in (first[1], first[0], second[0])
+    held, candidate = tuple(FrameSet.of([f]) for f in (4, 2, 3, 7)), FrameSet.of([9])
+    alike = dict.fromkeys(itertools.combinations_with_replacement((2, 3, 4, 7, 9), 2), 0.1)
+    assert _least_novel(alike, held, candidate) == held[0]
+    assert _least_novel({**alike, (2, 7): 0.8}, held, candidate) == held[1]
+    assert _least_novel({**alike, (2, 7): 0.8, (3, 9): 0.9}, held, candidate) == held[2]
 
 
 def test_what_a_window_lets_go_of_feeds_a_chain_of_stores():

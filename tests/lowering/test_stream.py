@@ -361,6 +361,40 @@ def test_a_rewrite_has_room_even_if_nothing_of_it_is_kept(rule):
     assert world.begin(15, 3) is Event.ADVANCE
 
 
+def test_a_rewrite_that_needs_more_room_than_any_chunk_gets_it():
+    world = World(bound_everywhere("sink(1) | window(9)", horizon=40))
+    for start in range(35):
+        world.begin(start, 1)
+    assert world.begin(1, 30) is Event.REWRITE
+    assert world.begin(35, 1) is Event.ADVANCE
+
+
+def test_a_stream_that_begins_anew_has_room_for_its_warmup():
+    world = World(bound_everywhere("drop()", warmup=Warmup(6, parse_rule("window(9)"))))
+    for start in range(6):
+        world.begin(start, 1)
+    world.begin(6, 3)
+    for start in range(0, 21, 3):
+        assert world.begin(start, 3) in (Event.RESET, Event.ADVANCE)
+
+
+def test_a_store_may_still_hold_a_chunk_longer_than_those_of_now():
+    world = World(bound_everywhere("window(3) | episodic(4, unit=chunk)", horizon=12))
+    world.decider = lambda layer, head, lane: lambda store, held, unit: (len(held) < 4, FrameSet())
+    world.begin(0, 5)
+    for start in range(5, 12):
+        assert world.begin(start, 1) is Event.ADVANCE
+    assert len(world.stream.lanes[0].slots.slot) == 12
+
+
+def test_a_rewrite_is_refused_if_frames_that_a_store_may_be_offered_are_gone():
+    world = World(bound_everywhere("window(4) as recent & sink(1) | episodic(2, source=evicted(recent))"))
+    world.decider = lambda layer, head, lane: lambda store, held, unit: (False, FrameSet())
+    for start in range(9):
+        world.begin(start, 1)
+    assert world.begin(5, 3) == "HF-FORGOTTEN"
+
+
 def test_a_warmup_does_not_come_back_with_a_rewrite():
     stream = stream_of("sink(6)", warmup=Warmup(3, parse_rule("drop()")))
     for start in (0, 3, 6, 9, 12, 3, 15):

@@ -27,14 +27,6 @@ MIXED = {
 """Shifts of every kind, rules by query, heads with equal plans that are not neighbours, and heads without a past."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def mixed(heads=5):
     classes = {name: parse_rule(rule) for name, rule in MIXED.items()}
     members = {
