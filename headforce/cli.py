@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -112,6 +113,9 @@ def demo(as_json: bool, **choices: Any) -> None:
 
     Exits with 1 if a check does not hold.
     """
+    # Threads that spin while they wait starve each other on a busy machine. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from .demo import Settings, run_demo
 
     settings = Settings(**choices)

@@ -12,7 +12,7 @@ from ..errors import HeadforceError
 
 
 class Folder:
-    """Use as a context: files are written to `staging` and moved to `path` by `publish`.
+    """Use as a context: files are written to `staging`, a folder for temporary files, and put into `path` by `publish`.
 
     Raises HF-DEMO at once if nothing can be written at `path`.
     """
@@ -23,11 +23,12 @@ class Folder:
     def __enter__(self) -> Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.path))
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise HeadforceError(
                 "HF-DEMO", site="--out", found=f"{self.path}: {error.strerror}", needed="a folder that can be written"
             ) from error
+        self.staging = Path(tempfile.mkdtemp(prefix="headforce-demo-"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,6 +39,8 @@ class Folder:
         (self.staging / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     def publish(self) -> None:
-        """Moves the files into place, each in one step."""
+        """Puts the files into place, each in one step: the two folders may be on different disks."""
         for file in sorted(self.staging.iterdir()):
-            file.replace(self.path / file.name)
+            copied = self.path / f".{file.name}.part"
+            shutil.copyfile(file, copied)
+            copied.replace(self.path / file.name)

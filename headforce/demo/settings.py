@@ -10,8 +10,8 @@ from .example import examples_folder
 
 CHUNK = 3
 """Frames denoised together."""
-NOISY_PASSES = 2
-"""Noisy passes of a chunk; one clean pass follows. Published samplers take four, and the demo would take longer."""
+NOISY_PASSES = 1
+"""Noisy passes of a chunk; a clean pass follows. Published samplers take four, and the demo would take longer."""
 CHUNKS = 10
 
 

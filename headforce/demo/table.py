@@ -75,7 +75,7 @@ def _notes(report: Mapping[str, Any]) -> str:
     rollout = report["rollout"]
     first, last = rollout["evicting_chunks"][0], rollout["evicting_chunks"][-1]
     return (
-        f"A chunk is {rollout['passes_per_chunk'] - 1} noisy passes and 1 clean pass. Its time is the sum, over its"
+        f"A chunk is {rollout['passes_per_chunk'] - 1} noisy and 1 clean pass. Its time is the sum, over its"
         f" passes, of the median over chunks {first} to {last}, in which the dense cache is full and evicts; passes"
         " that compile are left out. All sides run in turn, pass by pass.\n"
         "K and V held: the caches of the dense model; the pools of headforce, current chunk included.\n"

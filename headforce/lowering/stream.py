@@ -73,6 +73,7 @@ class Stream:
         self.lane_of: npt.NDArray[np.int32] = np.empty((policy.layers, policy.heads), dtype=np.int32)
         self._make_lanes()
         self._clock = Clock()
+        self._onward: Chunk | None = None
         self._rhythms: set[tuple[int, int]] = set()
         self._longest = 0
 
@@ -119,6 +120,7 @@ class Stream:
                 lane.memory = HeadMemory(lane.rule.rule)
         self.plan = None
         self._clock = Clock()
+        self._onward = None
         self._rhythms = set()
         self._longest = 0
 
@@ -141,6 +143,7 @@ class Stream:
             lane.memory = next_.memory
             lane.slots.keep(next_.live | next_.behind | FrameSet.interval(chunk.start, chunk.stop))
             lane.slots.take(chunk.queries)
+        self._onward = self._next_onward(clock)
         self._clock, self.plan = clock, plan
 
     def _next(self, lane: Lane, event: Event, clock: Clock, decide: Decider | None) -> _Next:
@@ -149,35 +152,47 @@ class Stream:
         if event is Event.RESET:
             return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY)
         memory = at_end = self._committed(lane, clock, decide) if lane.memory else None
-        if at_end is not None and chunk.start < clock.history:
+        rewrite = chunk.start < clock.history
+        if at_end is not None and rewrite:
             memory = at_end.at(chunk.start)
         live = lane.rule.live(chunk, memory.held if memory else {})
         behind = EMPTY
-        if chunk.stop < clock.history:
-            # The stream may step through the frames behind a rewrite, or go on where its history ends.
+        if chunk.stop < clock.history or (rewrite and at_end):
+            # The stream may step through the frames behind a rewrite, or go on where its history ends; stores always
+            # go on from what they held there.
             resumed = Chunk(len(clock.starts), clock.history, 1)
             behind = lane.rule.live(resumed, at_end.held if at_end else {}) & lane.slots.held
         return _Next(memory, live, behind)
 
     def _committed(self, lane: Lane, clock: Clock, decide: Decider | None) -> HeadMemory:
         """The memory of a lane once all history of `clock` is committed to it."""
-        before, chunk, memory = self.chunk, clock.chunk, lane.memory
-        assert before is not None
-        assert chunk is not None
+        memory, before, after = lane.memory, self._onward, self._next_onward(clock)
         assert memory is not None
         cut = clock.history < self.history
-        known = before.start if cut else self.history
-        memory = memory.at(known)
         if cut:
-            memory.forget_after(known)
-        if clock.history > known:
+            before = self.chunk
+        assert before is not None
+        memory = memory.at(before.start)
+        if cut:
+            memory.forget_after(before.start)
+        if clock.history > before.start:
             if decide is None:
                 raise HeadforceError(
                     "HF-DECISION", found=f"no decision for {memory.rule}", needed="a decider for rules with state"
                 )
-            after = chunk if chunk.start == clock.history else Chunk(chunk.index, clock.history, before.frames)
-            memory.commit(Chunk(before.index, known, before.stop - known), after, decide(*lane.first, lane))
+            memory.commit(before, after, decide(*lane.first, lane))
         return memory
+
+    def _next_onward(self, clock: Clock) -> Chunk:
+        """The chunk with which the history of `clock` goes on; during a rewrite one as long as the last before it."""
+        now, chunk = self.chunk, clock.chunk
+        assert chunk is not None
+        if chunk.start == clock.history:
+            return chunk
+        if self._onward is not None and self._onward.start == clock.history:
+            return self._onward
+        assert now is not None
+        return Chunk(len(clock.starts), clock.history, now.frames)
 
     def _make_room(self, chunk: Chunk, history: int, coming: Sequence[_Next]) -> None:
         """Grows the regions for a stream that goes on in chunks of this size, unless that was done before."""

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.novelty import _least_novel, novelty
+from headforce.lowering.novelty import _cosines, _least_novel, novelty
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, HeadMemory, Policy, StoreOp, parse_rule, policy_op
@@ -180,6 +180,17 @@ def test_a_unit_that_is_not_read_is_still_compared():
     assert scenes.rig.stream.plan.of(0, 0).kept == 1
 
 
+def test_similarities_of_half_precision_keys_are_computed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    keys = (torch.ones(1, 50, 8) + 0.1 * torch.randn(4, 50, 8, generator=generator)).to(torch.bfloat16)
+    times, theta = torch.tensor([3, 4, 7, 40]), torch.tensor([0.7, 0.3], dtype=DOUBLE)
+    raw = [turned(k.to(DOUBLE), -t * theta, 1, SPLIT_HALF).flatten() for k, t in zip(keys, times, strict=True)]
+    unit = torch.stack([key / key.norm() for key in raw])
+    found = _cosines(keys, times, theta, 1, SPLIT_HALF)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.to(DOUBLE), unit @ unit.mT, rtol=0, atol=1e-6)
+
+
 # --- against brute force ----------------------------------------------------------------------------------------
 
 
@@ -234,6 +245,17 @@ def test_a_rewrite_changes_what_later_candidates_are_compared_with():
         scenes.begin(start, 1)
     # Frame 4 looks like frame 1 did before it was rewritten, frame 5 as it does now.
     assert scenes.held() == ["0", "1", "2", "3", "4"]
+
+
+def test_a_long_rewrite_keeps_the_units_that_it_does_not_see():
+    # At frame 3 the store is empty, and a chunk of 7 sees nothing of a span of 5; at frame 8 the store holds 0 to 3.
+    scenes = Scenes("span(5) as recent | episodic(9, source=evicted(recent), write=novel(0.7))", lambda f: f)
+    for start in range(8):
+        scenes.begin(start, 1)
+    assert scenes.begin(3, 7) is Event.REWRITE
+    assert scenes.held() == []
+    assert scenes.begin(10, 1) is Event.ADVANCE
+    assert scenes.held() == ["0", "1", "2", "3", "4", "5"]
 
 
 # --- streams, syncs, refusals -----------------------------------------------------------------------------------

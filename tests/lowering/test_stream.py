@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from headforce.errors import HeadforceError
 from headforce.lowering.clock import Clock, Event
+from headforce.lowering.novelty import _compared
 from headforce.lowering.stream import Stream
 from headforce.lowering.verify import check_plan
 from headforce.policy import Chunk, FrameSet, Policy, Warmup, oracle, parse_rule
@@ -69,9 +70,17 @@ class World:
     def __init__(self, policy, seed=0):
         self.policy, self.stream, self.model = policy, Stream(policy), Model()
         self.pages = [{} for _ in self.stream.lanes]
-        decide = decide_by(seed)
-        self.decider = lambda layer, head, lane: decide
-        self.chunk_of = {}
+        self.decide = decide_by(seed)
+
+    def decider(self, layer, head, lane):
+        """Decides at random; every unit has keys in pages of the pass before, or it could not be compared."""
+        compared = set(_compared(self.stream, lane))
+
+        def decide(store, held, unit):
+            assert {frame for frames in (*held, unit) for frame in frames} <= compared <= set(lane.slots.slot)
+            return self.decide(store, held, unit)
+
+        return decide
 
     def state(self):
         stream = self.stream
@@ -90,6 +99,9 @@ class World:
         assert (code == "HF-CLOCK") == (not known)
         if code is not None:
             assert self.state() == before
+            clock = self.stream._clock
+            if clock.chunk and clock.chunk.stop <= clock.history == start:
+                assert code != "HF-FORGOTTEN", "a stream can always go on where its history ends"
             self.model = model
             return code
         self.check(event, before)
@@ -116,7 +128,7 @@ class World:
     def check_held(self, lane, before, written):
         chunk, history = self.stream.chunk, self.stream.history
         live = lane.rule.live(chunk, lane.held)
-        if history > chunk.stop:
+        if history > chunk.stop or (lane.memory and history > chunk.start):
             held = lane.memory.at(history).held if lane.memory else {}
             live |= lane.rule.live(Chunk(len(self.stream._clock.starts), history, 1), held)
         if history == chunk.start:
@@ -333,7 +345,7 @@ def test_going_on_behind_a_rewrite_where_frames_are_gone_is_refused():
 
 def test_a_store_that_gave_up_a_unit_cannot_go_back_behind_it():
     world = World(bound_everywhere("episodic(2, write=novel(1))"))
-    world.decider = lambda layer, head, lane: lambda store, held, unit: (True, FrameSet())
+    world.decide = lambda store, held, unit: (True, FrameSet())
     for start in (0, 1, 2, 3, 4):
         world.begin(start, 1)
     assert world.begin(2, 1) == "HF-FORGOTTEN"
@@ -342,7 +354,7 @@ def test_a_store_that_gave_up_a_unit_cannot_go_back_behind_it():
 
 def test_a_rewrite_reads_the_store_as_it_was_and_leaves_it_as_it_is():
     world = World(bound_everywhere("episodic(4, write=novel(1))"))
-    world.decider = lambda layer, head, lane: lambda store, held, unit: (True, FrameSet())
+    world.decide = lambda store, held, unit: (True, FrameSet())
     for start in (0, 1, 2, 3):
         world.begin(start, 1)
     assert world.begin(2, 1) is Event.REWRITE
@@ -380,7 +392,7 @@ def test_a_stream_that_begins_anew_has_room_for_its_warmup():
 
 def test_a_store_may_still_hold_a_chunk_longer_than_those_of_now():
     world = World(bound_everywhere("window(3) | episodic(4, unit=chunk)", horizon=12))
-    world.decider = lambda layer, head, lane: lambda store, held, unit: (len(held) < 4, FrameSet())
+    world.decide = lambda store, held, unit: (len(held) < 4, FrameSet())
     world.begin(0, 5)
     for start in range(5, 12):
         assert world.begin(start, 1) is Event.ADVANCE
@@ -389,7 +401,7 @@ def test_a_store_may_still_hold_a_chunk_longer_than_those_of_now():
 
 def test_a_rewrite_is_refused_if_frames_that_a_store_may_be_offered_are_gone():
     world = World(bound_everywhere("window(4) as recent & sink(1) | episodic(2, source=evicted(recent))"))
-    world.decider = lambda layer, head, lane: lambda store, held, unit: (False, FrameSet())
+    world.decide = lambda store, held, unit: (False, FrameSet())
     for start in range(9):
         world.begin(start, 1)
     assert world.begin(5, 3) == "HF-FORGOTTEN"

@@ -171,6 +171,15 @@ def test_equal_heads_are_one_call_on_a_view_of_the_pool(calls, members, rule):
         assert all(lies_in(key, rig.pool.k) and lies_in(value, rig.pool.v) for _, key, value in calls)
 
 
+def test_heads_of_two_rules_with_equal_plans_may_lie_in_any_order(calls):
+    # The regions of heads 0 and 3 lie in front of those of 1 and 2, and all four read the same rows of theirs.
+    rules = {"a": parse_rule("window(4)"), "b": parse_rule("window(4) | window(2)")}
+    rig = Rig(Policy(rules, heads={0: {"a": (0, 3), "b": (1, 2)}}).bind(layers=1, heads=4))
+    for start in range(0, 15, 3):
+        check(rig, start, 3)
+    assert all(lies_in(key, rig.pool.k) for _, key, _ in calls)
+
+
 def test_heads_with_state_that_hold_the_same_are_one_call(calls):
     policy = Policy({"a": parse_rule("episodic(2) | window(1)")}, default="a")
     rig = Rig(policy.bind(layers=1, heads=4))
