@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..errors import HeadforceError
 from ..lowering.novelty import novelty
+from ..lowering.plan import ChunkPlan
 from ..lowering.pool import PagePool, PageShape
-from ..lowering.stream import Event, Stream
-from ..lowering.verify import check_plan
+from ..lowering.stream import Stream
+from ..lowering.verify import check_plan, check_tables
 from ..policy import Rule
 from .capture import LayerCache
 from .shell import make_shell
@@ -92,6 +93,7 @@ class CacheSet:
         self.stream: Stream | None = None
         self.pool: PagePool | None = None
         self.rotation: Rotation | None = None
+        self._checked: ChunkPlan | None = None
         for cache, (k, v), layer in zip(self.caches, self.shells, self.layers, strict=True):
             cache.replace(k, v)
             for shell in (k, v):
@@ -123,8 +125,9 @@ class CacheSet:
         self._check_clock(layer, facts)
         native = self.session.native(facts.cache_rows, facts.rows)
         if self.stream is None:
-            self.stream = Stream(self.session.policy.bind(layers=len(self.layers), heads=heads, native=native))
-            self.pool = PagePool(self.stream, shape, canonical=self.session.canonical)
+            stream = Stream(self.session.policy.bind(layers=len(self.layers), heads=heads, native=native))
+            self.pool = PagePool(stream, shape, canonical=self.session.canonical)
+            self.stream = stream
         assert self.pool is not None
         assert self.rotation is not None
         if shape != self.pool.shape:
@@ -132,12 +135,16 @@ class CacheSet:
                 "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
             )
         decide = novelty(self.pool, self.rotation.theta, self.rotation.first_pair, self.rotation.style)
-        if self.stream.begin(facts.start, facts.frames, decide) is not Event.REPEAT:
+        self.stream.begin(facts.start, facts.frames, decide)
+        if self.stream.plan is not self._checked:
+            # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
             self._check_native(facts, native)
             self._check_remap()
+            self.pool.update()
             if self.session.verify:
                 check_plan(self.stream)
-            self.pool.update()
+                check_tables(self.pool)
+            self._checked = self.stream.plan
         layer.launches += 1
 
     def _check_clock(self, layer: LayerState, facts: PassFacts) -> None:
