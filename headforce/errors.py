@@ -113,9 +113,17 @@ CATALOGUE: dict[str, Entry] = {
         "Write an adapter for the family (docs/extending.md).",
     ),
     "HF-PREPARED": Entry("A model was prepared twice.", "Call restore() on its session before preparing it again."),
-    "HF-PREPARE": Entry(
-        "A policy was given for a model whose caches headforce does not own.",
-        "Call headforce.prepare(model, policy=...) and leave the policy out of the options.",
+    "HF-VIEW": Entry(
+        "A policy asks for something that needs caches of our own, and the model keeps its cache (view mode).",
+        "Call headforce.prepare(model, policy=...), which owns the cache, and leave the policy out of the options.",
+    ),
+    "HF-EVICTED": Entry(
+        "A rule reads frames that the model's own cache holds no more, and the model keeps its cache (view mode).",
+        "Keep to the model's window and sink, or call headforce.prepare(model, policy=...) to own the cache.",
+    ),
+    "HF-LAYER-ID": Entry(
+        "A policy tells layers apart, and a graph that was compiled without prepare() does not say which they are.",
+        "Call headforce.prepare(model, policy=..., mode='view'), or compile the whole model as one graph.",
     ),
     "HF-ADOPT": Entry(
         "A cache cannot be adopted, or does not belong to this model.",
@@ -188,6 +196,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-CROSS": Entry(
         "Cross-attention. Its keys are no past, so no policy is about it; it stays as it is.",
+        "Nothing needs to be done.",
+    ),
+    "HF-FIRST": Entry(
+        "The first pass over a past that is joined by cat. The past is still empty, so no policy is about it.",
         "Nothing needs to be done.",
     ),
     "HF-CACHE-FORM": Entry(

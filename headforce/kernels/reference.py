@@ -1,4 +1,4 @@
-"""The meaning of ragged attention over pages, in plain torch and in any floating dtype, float64 included.
+"""The meaning of ragged attention, in plain torch and in any floating dtype, float64 included.
 
 This is what every kernel is compared with. It is written to be read, not to be fast.
 """
@@ -11,16 +11,21 @@ from torch import Tensor
 from .rotation import turn
 
 RUN_FIELDS = ("row", "rows", "shift")
-"""A run: `rows` adjacent rows of the pool from `row` on, whose keys are turned by `shift` frames."""
+"""A run: `rows` adjacent rows from `row` on, whose keys are turned by `shift` frames."""
 
 READ_FIELDS = ("batch", "head", "query_row", "query_rows", "first_run", "runs")
 """A read: which rows of the query, of which head and batch row, read which runs. Unused entries have no query rows."""
 
 
+def head_rows(source: Tensor, batch: int, head: int, heads: int) -> Tensor:
+    """The rows [R, D] that the runs of one of `heads` query heads count, in pages or in an operand of attention."""
+    return source.flatten(0, 1) if source.dim() == 3 else source[batch, :, head // (heads // source.shape[2])]
+
+
 def ragged_attention(
     query: Tensor,
-    k_pool: Tensor,
-    v_pool: Tensor,
+    key: Tensor,
+    value: Tensor,
     reads: Tensor,
     runs: Tensor,
     theta: Tensor,
@@ -28,13 +33,18 @@ def ragged_attention(
     style: str,
     scale: float,
 ) -> Tensor:
-    """Softmax attention of every head over its own rows of the pool.
+    """Softmax attention of every head over its own rows.
+
+    Keys and values are pages, which heads share out among themselves, or operands as the model has them, in which
+    every batch row and head has rows of its own.
 
     Args:
         query: [B, S, H, D], rotated at the query's own frame.
-        k_pool: [P, T, D] pages of T rows; keys rotated at their own frame. v_pool: [P, T, Dv].
+        key: [P, T, D] pages of T rows, or [B, R, Hk, D]; keys rotated at their own frame. Hk divides H, and head h
+            reads K/V head h // (H / Hk). value: the same with Dv.
         reads: int32 [N, 6], see `READ_FIELDS`.
-        runs: int32 [R, 3], see `RUN_FIELDS`; row counts from the first row of the first page.
+        runs: int32 [N, 3], see `RUN_FIELDS`; row counts from the first row of the first page, or in an operand from
+            the first row of the read's own batch row and head.
         theta: [Pt] radians that each temporal pair turns in one frame; empty where RoPE was not recognised.
         first_pair: the first temporal pair. style: how pairs lie in D, see `rotation.turn`.
         scale: factor on the query-key products.
@@ -43,11 +53,11 @@ def ragged_attention(
     Scores and sums are computed in float32, or in float64 for a float64 query.
     """
     compute = torch.promote_types(query.dtype, torch.float32)
-    keys, values = k_pool.flatten(0, 1), v_pool.flatten(0, 1)
-    out = query.new_zeros((*query.shape[:3], v_pool.shape[-1]))
+    out = query.new_zeros((*query.shape[:3], value.shape[-1]))
     for batch, head, query_row, query_rows, first_run, count in reads.tolist():
         if not query_rows or not count:
             continue
+        keys, values = (head_rows(source, batch, head, query.shape[2]) for source in (key, value))
         k_parts, v_parts = [], []
         for row, rows, shift in runs[first_run : first_run + count].tolist():
             k = keys[row : row + rows].to(compute)

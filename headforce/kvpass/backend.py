@@ -18,11 +18,12 @@ from torch.fx import GraphModule
 from ..errors import HeadforceError
 from .find import find_sites
 from .inner import compile_inner
+from .layers import PLAIN, VIEW
 from .options import Options, read_options
 from .report import Report
 from .session import Session, active_session, recording_refusals
 from .site import SiteReport
-from .site_graph import OWNED, PLAIN, SiteGraph
+from .site_graph import SiteGraph
 from .torch_private import own_copy
 
 log = logging.getLogger("headforce")
@@ -45,14 +46,17 @@ def headforce_backend(
         _check_policy(session, settings)
         copied = own_copy(module)
         report = find_sites(copied, example_inputs)
+        variant = PLAIN if settings.policy is None else VIEW
         if session is not None:
+            variant = session.mode
+        if variant != PLAIN:
             _check_refused(report, settings)
             _check_gradients(example_inputs, report)
-        else:
-            _notice(report, settings)
+        if session is None:
+            _note(report, variant)
         if not report.found:
             return compile_inner(copied, example_inputs, settings)
-        return SiteGraph(copied, example_inputs, settings, report, PLAIN if session is None else OWNED)
+        return SiteGraph(copied, example_inputs, settings, report, variant)
     except HeadforceError as error:
         return _refusing(error)
 
@@ -79,20 +83,14 @@ def _check_gradients(example_inputs: Sequence[Any], report: SiteReport) -> None:
         raise HeadforceError("HF-GRAD", found="a call that records gradients", needed="a call without gradients")
 
 
-def _notice(report: SiteReport, settings: Options) -> None:
-    """A model that was not prepared runs unchanged; what was seen in it is reported, and said once."""
-    UNPREPARED.add("unchanged", report.found, report.refused, report.excluded)
+def _note(report: SiteReport, variant: str) -> None:
+    """Enters the graph of a model that was not prepared into the report; without a policy that is said once."""
+    UNPREPARED.add("unchanged" if variant == PLAIN else "rewritten", report.found, report.refused, report.excluded)
     sites = len(report.found) + len(report.refused)
-    if settings.policy is not None and sites:
-        raise HeadforceError(
-            "HF-PREPARE",
-            found="a policy for a model that was not prepared",
-            needed="headforce.prepare(model, policy=...) before the first call",
-        )
-    if sites and UNPREPARED.graphs_with_sites == 1:
+    if sites and variant == PLAIN and UNPREPARED.graphs_with_sites == 1:
         log.warning(
             "headforce: %d attention sites with a history, and no policy: the model runs unchanged. "
-            "headforce.prepare(model, policy=...) gives it one.",
+            "options={'policy': ...} gives it one, headforce.prepare(model, policy=...) also frees its cache.",
             sites,
         )
 

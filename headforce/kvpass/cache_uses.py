@@ -8,12 +8,12 @@ import sympy
 from torch.fx import Node
 
 from .axes import label_dims
+from .graph_view import GraphView
 from .history import landing
 from .normal_form import Cursor
 from .ops import argument, op_name, writes_in_place
 from .site import Rows
 from .slices import index_rows
-from .view import GraphView
 
 _METADATA = frozenset({"size", "dim", "stride", "numel", "ndimension", "is_contiguous"})
 

@@ -8,18 +8,18 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from .graph_view import GraphView
 from .history import landing
 from .normal_form import Cursor, settle
 from .places import module_path, source_line, unique
-from .recognize import AttentionCall, CacheMatch, Refused, Rotation, first
+from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first
 from .recognize.attention import check_call
 from .site import Operand, Refusal, RopeForm, Site, SiteReport
 from .sources import behind
 from .torch_private import input_source
 from .unseen import is_written, nested, unclaimed
-from .view import GraphView
 
-Verdict = Site | Refused | str  # found, refused, or the reason why no policy is about it
+Verdict = Site | Refused | Excluded
 
 
 def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) -> SiteReport:
@@ -52,17 +52,19 @@ def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) ->
 
 def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     """One attention call. Refusals are raised."""
-    reason = first("exclude", view, call)
-    if reason is not None:
-        return reason
+    excluded = first("exclude", view, call)
+    if excluded is not None:
+        return excluded
     check_call(view, call)
     mask = first("mask", view, call)
     if mask is None:
         found = "is_causal=True over a history" if call.causal else f"the mask {getattr(call.mask, 'name', call.mask)}"
         raise Refused("HF-MASK", found, "no mask, or one that is built from constants in the graph")
     match, rotated = _cache(view, call)
-    query = settle(call.q, view)
+    query = settle(call.q, view, factors=True)
+    call = replace(call, scale=call.scale * query.factor)
     new_key, new_value = settle(match.new_key, view), settle(match.new_value, view)
+    key, value = settle(call.k, view), settle(call.v, view)
     writes = [view.order[n] for n in match.form.write_nodes] or [view.order[call.k_user]]
     _check_settled(view, [(query, view.order[call.k_user]), (new_key, min(writes)), (new_value, min(writes))])
     rope, notes = _rope(view, query, new_key, rotated)
@@ -85,6 +87,8 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         query=_operand(view, query),
         new_key=_operand(view, new_key),
         new_value=_operand(view, new_value),
+        key=_operand(view, key),
+        value=_operand(view, value),
         batch=shapes["q"]["batch"],
         heads=int(shapes["q"]["head"]),
         kv_heads=int(shapes["k"]["head"]),
@@ -92,6 +96,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         value_dim=int(shapes["v"]["dim"]),
         query_rows=shapes["q"]["seq"],
         scale=call.scale * match.factor,
+        key_scale=call.scale,
         mask=mask,
         cache=form,
         rope=rope,
@@ -216,6 +221,6 @@ def _report(view: GraphView, verdicts: list[tuple[Node, Verdict]]) -> SiteReport
         elif isinstance(verdict, Refused):
             refused.append(Refusal(verdict.code, name, where, verdict.found, verdict.needed))
         else:
-            excluded.append(Refusal("HF-CROSS", name, where, verdict, "nothing: no policy is about cross-attention"))
+            excluded.append(Refusal(verdict.code, name, where, verdict.reason, "nothing: no policy is about it"))
     inputs = {node.name: input_source(node) for node in view.placeholders}
     return SiteReport(tuple(found), tuple(refused), tuple(excluded), view.binder, inputs)

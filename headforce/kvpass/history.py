@@ -9,10 +9,10 @@ import sympy
 from torch.fx import Node
 
 from .axes import Atom, Axes
+from .graph_view import GraphView
 from .normal_form import Cursor, peel
 from .site import Rows
 from .slices import slices
-from .view import GraphView
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sympy
 from torch.fx import Node
 
+from .graph_view import GraphView
 from .ops import argument, op_name, trailing
-from .view import GraphView
 
 
 def permutation(node: Node, rank: int) -> tuple[int, ...] | None:

@@ -14,10 +14,10 @@ import torch
 from torch.fx import Node
 
 from .axes import ONE, Axes, names, regroup
+from .graph_view import GraphView
 from .indexing import full_index, permutation
 from .ops import argument, op_name, sequence_argument, tensor_argument
 from .symbolic import to_number
-from .view import GraphView
 
 LABELS = ("batch", "head", "seq", "dim")
 CASTS = frozenset({"to", "type", "type_as", "float", "half", "bfloat16", "double", "cfloat", "cdouble"})
@@ -132,14 +132,16 @@ def walk(cursor: Cursor | None, view: GraphView, *, factors: bool = False) -> It
         cursor = peel(cursor, view, factors=factors)
 
 
-def settle(cursor: Cursor, view: GraphView) -> Cursor:
+def settle(cursor: Cursor, view: GraphView, *, factors: bool = False) -> Cursor:
     """The earliest node of the same values whose four dims are batch, head, seq and dim in some order.
+
+    With `factors`, the values may differ by the constant `factor` of the result.
 
     Stops before a cast that loses bits, before anything that is not a permutation of the four axes, and before a tensor
     that is written in place later.
     """
     best = cursor
-    for step in walk(cursor, view):
+    for step in walk(cursor, view, factors=factors):
         if not step.lossless(view) or (step is not cursor and view.written_after(step.node)):
             break
         if step.layout is not None and all(a.stride == 1 for dim in step.axes for a in dim):

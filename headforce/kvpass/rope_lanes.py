@@ -8,10 +8,10 @@ import sympy
 from torch.fx import Node
 
 from .axes import Atom, Dim, single
+from .graph_view import GraphView
 from .normal_form import Cursor, settle, step_back, walk
 from .ops import argument, op_name, sequence_argument, tensor_argument
 from .selection import select
-from .view import GraphView
 
 Term = tuple[int, tuple[Node, ...]]
 

@@ -1,4 +1,4 @@
-"""How fast each temporal pair turns, read from the model's own RoPE table."""
+"""Which pairs turn with the frame, and how fast, read from the model's own RoPE table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
+from ..kernels.rotation import INTERLEAVED, SPLIT_HALF
 from .site import RopeForm, Site
+
+_STYLES = {"complex": INTERLEAVED, "interleaved": INTERLEAVED, "split_half": SPLIT_HALF}
+
+
+def rotated_pairs(site: Site) -> tuple[int, str]:
+    """The first pair that turns with the frame, and how pairs lie in the head dim."""
+    if site.rope is None or site.rope.temporal is None:
+        return 0, INTERLEAVED
+    return site.rope.temporal[0], _STYLES[site.rope.kind]
 
 
 def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:

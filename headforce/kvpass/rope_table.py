@@ -21,11 +21,11 @@ import sympy
 from torch.fx import Node
 
 from .axes import ONE, Atom, Axes, Dim
+from .graph_view import GraphView
 from .normal_form import Cursor, peel
 from .ops import argument, op_name, sequence_argument, tensor_argument
 from .selection import select
 from .slices import slices
-from .view import GraphView
 
 _UNARY = frozenset({"cos", "sin", "real", "imag"})
 

@@ -6,11 +6,11 @@ import sympy
 from torch.fx import Node
 
 from .axes import Atom, Dim
+from .graph_view import GraphView
 from .normal_form import Cursor
 from .ops import argument, op_name, tensor_argument
 from .site import Rows
 from .slices import index_rows, slices
-from .view import GraphView
 
 
 def fixed(index: int, size: sympy.Expr) -> Atom:

@@ -1,4 +1,4 @@
-"""`headforce.prepare`: a model whose caches headforce owns."""
+"""`headforce.prepare`: a model whose caches headforce owns, or watches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch import nn
 
 from ..errors import HeadforceError
 from ..policy import Policy, Rule
-from .cache_set import CacheSet, LayerState, layer_of
-from .capture import Adapter, find_adapter
+from .capture import Adapter, LayerCache, find_adapter
+from .layers import OWNED, VIEW, Caches, Layer, layer_of
+from .owned_caches import OwnedCaches
 from .report import Report
+from .view_caches import ViewCaches
+from .view_plans import ViewPlans
 
 if TYPE_CHECKING:
     from .site_graph import SiteGraph
@@ -33,27 +36,30 @@ def prepare(
     canonical_order: bool = False,
     verify: str = "off",
 ) -> Session:
-    """Makes headforce own the KV cache of `model`. Compile the model afterwards, or the one you compiled before.
+    """Gives `model` a policy. Compile the model afterwards, or the one you compiled before.
 
     Args:
         model: a model of a known family. Its source and weights stay as they are.
         policy: what every head remembers: a `Policy` or the path of a policy file.
-        mode: "owned": K and V live in pools of exactly the policy's size.
-        canonical_order: read keys in the order of their frames. Slower; bitwise equal to eager under `native()`.
+        mode: "owned": K and V live in pools of exactly the policy's size, which saves time and memory. "view": the
+            model keeps its cache and attention reads the kept rows of it, which saves time; rules are then limited to
+            what the model itself still reads.
+        canonical_order: read keys in the order of their frames, as view mode always does. Slower; bitwise equal to
+            eager under `native()`.
         verify: "plan" checks every plan against the oracle.
 
     Returns a `Session`; `session.restore()` takes everything back. Raises HF-ADAPTER for an unknown family, HF-PREPARED
     for a model that is prepared already, HF-OPTION for an unknown mode.
     """
     model = getattr(model, "_orig_mod", model)
-    if mode != "owned":
-        raise HeadforceError("HF-OPTION", site="mode", found=repr(mode), needed="'owned'")
+    if mode not in (OWNED, VIEW):
+        raise HeadforceError("HF-OPTION", site="mode", found=repr(mode), needed="'owned' or 'view'")
     if verify not in ("off", "plan"):
         raise HeadforceError("HF-OPTION", site="verify", found=repr(verify), needed="'off' or 'plan'")
     if model in _SESSIONS:
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
     loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
-    return Session(model, loaded, find_adapter(model), canonical=canonical_order, verify=verify == "plan")
+    return Session(model, loaded, find_adapter(model), mode=mode, canonical=canonical_order, verify=verify == "plan")
 
 
 def session_of(model: nn.Module) -> Session | None:
@@ -70,15 +76,19 @@ def active_session() -> Session | None:
 class Session:
     """A prepared model. Made by `prepare`; `restore()` ends it."""
 
-    def __init__(self, model: nn.Module, policy: Policy, adapter: Adapter, *, canonical: bool, verify: bool) -> None:
+    def __init__(
+        self, model: nn.Module, policy: Policy, adapter: Adapter, *, mode: str, canonical: bool, verify: bool
+    ) -> None:
         self._model = weakref.ref(model)
         self.policy = policy
         self.adapter = adapter
+        self.mode = mode
         self.canonical = canonical
         self.verify = verify
         self.report = Report()
         self._graphs: weakref.WeakSet[SiteGraph] = weakref.WeakSet()
-        self.cache_sets: list[CacheSet] = []
+        self.cache_sets: list[Caches] = []
+        self.misses = 0
         self.refusal: HeadforceError | None = None
         self._installed = adapter.install(model)
         self._hooks = [
@@ -96,9 +106,9 @@ class Session:
         if not caches:
             raise HeadforceError("HF-ADOPT", found="a call without a KV cache", needed="a call that passes one")
         states = [layer_of(cache.tensors()[0]) for cache in caches]
-        if all(state is None for state in states):
+        if all(state is None or state.caches.session is None for state in states):
             self._forget_unused()
-            current = CacheSet(self, caches)
+            current = self._adopted(caches, states)
             self.cache_sets.append(current)
         else:
             current = self._known(states)
@@ -114,20 +124,40 @@ class Session:
             return  # another model, or the call failed before it began
         _, current, before, shims = _ACTIVE.stack.pop()
         shims.close()
-        ran = [layer.launches - count for layer, count in zip(current.layers, before, strict=True)]
-        if output is not None and any(count != 1 for count in ran):
-            if self.refusal is not None:
-                raise self.refusal
-            odd = [f"layer {i}: {count}" for i, count in enumerate(ran) if count != 1]
-            raise HeadforceError(
-                "HF-EAGER",
-                found="sites that did not run compiled exactly once in this pass (" + ", ".join(odd[:4]) + ")",
-                needed="every layer's attention compiled by headforce; the output of this pass is not valid",
-            )
+        odd = [
+            (layer, layer.launches - count)
+            for layer, count in zip(current.layers, before, strict=True)
+            if layer.launches - count != 1
+        ]
+        if output is None or not odd:
+            return
+        if self.refusal is not None:
+            raise self.refusal
+        if isinstance(current, ViewCaches):
+            # The model has run as it is, with a cache that is all there.
+            self.misses += len(odd)
+            for layer, _ in odd:
+                current.lose_sight(layer)
+            return
+        places = ", ".join(f"layer {layer.number}: {count}" for layer, count in odd[:4])
+        raise HeadforceError(
+            "HF-EAGER",
+            found=f"sites that did not run compiled exactly once in this pass ({places})",
+            needed="every layer's attention compiled by headforce; the output of this pass is not valid",
+        )
 
-    def _known(self, states: Sequence[LayerState | None]) -> CacheSet:
+    def _adopted(self, caches: Sequence[LayerCache], states: Sequence[Layer | None]) -> Caches:
+        if self.mode == OWNED:
+            return OwnedCaches(self, caches)
+        for state in states:
+            if state is not None:  # adopted when the model was not prepared yet
+                state.caches.release()
+        keys = [cache.tensors()[0] for cache in caches]
+        return ViewCaches(ViewPlans.of(self.policy, len(caches), self.verify), keys, self, caches)
+
+    def _known(self, states: Sequence[Layer | None]) -> Caches:
         sets = {id(state.caches): state.caches for state in states if state is not None}
-        if len(sets) != 1 or None in states or [s.layer for s in states if s is not None] != list(range(len(states))):
+        if len(sets) != 1 or None in states or [s.number for s in states if s is not None] != list(range(len(states))):
             raise HeadforceError(
                 "HF-ADOPT", found="caches of several streams, or out of order", needed="one stream's, layer by layer"
             )
@@ -165,8 +195,8 @@ class Session:
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of K and V that are held, over all streams."""
-        return sum(caches.pool.nbytes for caches in self.cache_sets if caches.pool is not None)
+        """Bytes of K and V that headforce holds, over all streams; none in view mode."""
+        return sum(caches.held_bytes for caches in self.cache_sets)
 
     @property
     def launches(self) -> list[int]:

@@ -177,9 +177,12 @@ class Site:
         layout: what each dim of the attention node's result is.
         query: the query as attention sees it (rotated).
         new_key, new_value: K and V of this pass, before they enter the cache.
+        key, value: K and V as attention sees them: the rows `cache.segments`, in order. With keys that are rotated when
+            read, these are rotated.
         batch, heads, kv_heads, head_dim, value_dim, query_rows: sizes. With fewer `kv_heads` than `heads` (GQA), query
             head h reads K/V head h // (heads // kv_heads).
-        scale: factor on query-key products.
+        scale: factor on products of `query` and `new_key`. key_scale: on those of `query` and `key`, which differs
+            where the graph multiplies keys when it reads them.
         mask: the proved class of the mask.
         cache: how the past is kept.
         rope: RoPE, or None where none was recognised (`notes` says why).
@@ -195,6 +198,8 @@ class Site:
     query: Operand
     new_key: Operand
     new_value: Operand
+    key: Operand
+    value: Operand
     batch: sympy.Expr
     heads: int
     kv_heads: int
@@ -202,6 +207,7 @@ class Site:
     value_dim: int
     query_rows: sympy.Expr
     scale: float
+    key_scale: float
     mask: Mask
     cache: CacheForm
     rope: RopeForm | None

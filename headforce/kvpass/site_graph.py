@@ -1,8 +1,8 @@
 """A compiled graph with attention sites, and what happens when it is called.
 
-The same graph may be called with caches that headforce owns and with caches that it does not: Dynamo shares graphs
-between models of one class. Which variant of the graph runs is therefore decided on every call, by whose caches it was
-given; a variant is compiled when it is first needed.
+The same graph may be called with caches that headforce owns, with caches that it watches, and with others: Dynamo
+shares graphs between models of one class. Which variant of the graph runs is therefore decided on every call, by whose
+caches it was given; a variant is compiled when it is first needed.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ..errors import HeadforceError
-from ..lowering.pool import PageShape
 from . import torch_private
-from .cache_set import LayerState, PassFacts, Rotation, layer_of
+from .eligible import check_ownable, check_viewable
 from .inner import compile_inner
-from .lower_owned import lower_owned, rotated_pairs
+from .layers import OWNED, PLAIN, VIEW, Layer, layer_of
+from .lower import lower_owned, lower_view
 from .options import Options
-from .rope_rates import temporal_rates
-from .site import Site, SiteReport
+from .site import SiteReport
+from .site_reader import SiteReader
+from .unprepared import Unprepared
 
-PLAIN, OWNED = "plain", "owned"
+_LOWERINGS = {OWNED: (check_ownable, lower_owned), VIEW: (check_viewable, lower_view)}
 
 
 class SiteGraph:
@@ -46,27 +46,40 @@ class SiteGraph:
         self.report = report
         self.settings = settings
         self._module = module
-        self._examples = list(example_inputs)
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-        self._readers = [_SiteReader(site, report, inputs) for site in report.found]
+        # Dynamo's examples are the real tensors of the first call; kept here, they would never be freed.
+        self._examples = [node.meta.get("example_value", e) for node, e in zip(inputs, example_inputs, strict=True)]
+        self._readers = [SiteReader(site, report, inputs) for site in report.found]
         self._caches = [site.cache.k_index for site in report.found]
+        self._unprepared: Unprepared | None = None
         self._context = torch_private.tracing_context()
         self._variants: dict[str, Callable[..., Any]] = {expected: self._compile(expected)}
 
     def __call__(self, *args: Any) -> Any:
-        layers = [layer_of(args[i]) for i in self._caches]
-        known = [layer for layer in layers if layer is not None]
-        if not known:
+        layers = self._layers([args[i] for i in self._caches])
+        if not layers:
             return self._variant(PLAIN)(*args)
-        if len(known) < len(layers) or len({id(layer.caches) for layer in known}) != 1:
-            raise HeadforceError(
-                "HF-ADOPT", found="caches of which headforce owns only some, or of two streams", needed="one stream's"
-            )
-        caches = known[0].caches
-        caches.session.uses(self)
-        for reader, layer in zip(self._readers, known, strict=True):
+        caches = layers[0].caches
+        # First the variant: what cannot be compiled is refused before anything moves.
+        run = self._variant(caches.variant)
+        if caches.session is not None:
+            caches.session.uses(self)
+        for reader, layer in zip(self._readers, layers, strict=True):
             reader.enter(layer, args)
-        return self._variant(OWNED)(*args, *_added(known))
+        return run(*args, *caches.inputs(layers))
+
+    def _layers(self, keys: Sequence[Tensor]) -> list[Layer]:
+        """The layers whose K caches these are; empty if headforce has nothing to do with them."""
+        layers = [layer_of(key) for key in keys]
+        known = [layer for layer in layers if layer is not None]
+        if self.settings.policy is not None and not any(layer.caches.session for layer in known):
+            self._unprepared = self._unprepared or Unprepared(self.report, self.settings)
+            return self._unprepared.layers(keys, known)
+        if len(known) not in (0, len(layers)) or len({id(layer.caches) for layer in known}) > 1:
+            raise HeadforceError(
+                "HF-ADOPT", found="caches of which headforce knows only some, or of two streams", needed="one stream's"
+            )
+        return known
 
     def _variant(self, name: str) -> Callable[..., Any]:
         if name not in self._variants:
@@ -86,82 +99,9 @@ class SiteGraph:
         module, sites = torch_private.copy_graph(self._module, self.report.found)
         if name == PLAIN:
             return compile_inner(module, self._examples, self.settings)
+        check, lower = _LOWERINGS[name]
         for site in sites:
-            _check_ownable(site)
+            check(site)
         device = next(e.device for e in self._examples if isinstance(e, Tensor))
-        lowered = lower_owned(module, self._examples, sites, self.settings.target or "sdpa", device)
+        lowered = lower(module, self._examples, sites, self.settings.target or "sdpa", device)
         return compile_inner(lowered.module, lowered.examples, self.settings)
-
-
-class _SiteReader:
-    """Reads the numbers of one site from the arguments of a call."""
-
-    def __init__(self, site: Site, report: SiteReport, inputs: Sequence[torch.fx.Node]) -> None:
-        self.site = site
-        rope, cache = site.rope, site.cache
-        clock = (rope.query_start, rope.tokens_per_frame) if rope else (None, None)
-        self._numbers = report.binder.compile(
-            [
-                -1 if clock[0] is None else clock[0],
-                1 if clock[1] is None else clock[1],
-                site.query_rows,
-                cache.append.start,
-                cache.roll.evicted if cache.roll else 0,
-                cache.roll.sink if cache.roll else -1,
-                cache.read.stop - cache.read.start,
-                cache.capacity,
-                site.batch,
-            ]
-        )
-        tables = rope.tables if rope else ()
-        self._tables = [inputs.index(node) for node in tables] if all(node in inputs for node in tables) else []
-
-    def enter(self, layer: LayerState, args: Sequence[Any]) -> None:
-        start, rows, tokens, first_row, evicted, sink, read_rows, cache_rows, batch = self._numbers(args)
-        if tokens % rows:
-            raise HeadforceError(
-                "HF-FRAME",
-                site=self.site.name,
-                found=f"{tokens} query rows with {rows} tokens in a frame",
-                needed="whole frames",
-            )
-        caches = layer.caches
-        if caches.rotation is None:
-            tables = [args[i] for i in self._tables]
-            theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
-            caches.rotation = Rotation(theta, *rotated_pairs(self.site))
-        facts = PassFacts(
-            start, tokens // rows, rows, first_row, evicted, sink if sink >= 0 else None, read_rows, cache_rows
-        )
-        device = args[self.site.cache.k_index].device
-        shape = PageShape(batch, rows, self.site.head_dim, self.site.value_dim, self.site.cache.dtype, device)
-        caches.enter(layer, facts, shape, self.site.heads)
-
-
-def _added(layers: Sequence[LayerState]) -> list[Tensor]:
-    """Pools, theta and tables, in the order in which `lower_owned` appended its inputs."""
-    pool, rotation = layers[0].caches.pool, layers[0].caches.rotation
-    assert pool is not None
-    assert rotation is not None
-    added = [pool.k, pool.v, rotation.theta]
-    for layer in layers:
-        added += [pool.reads[layer.layer], pool.runs[layer.layer], pool.pages[layer.layer]]
-    return added
-
-
-def _check_ownable(site: Site) -> None:
-    """Raises unless K and V of the site can live in our pools."""
-    where = f"{site.name} ({site.where})"
-    if site.cache.kind != "append":
-        raise HeadforceError("HF-OWNED", site=where, found="a history that is joined by cat", needed="a cache in place")
-    if site.mask.kind not in ("none", "all_true"):
-        raise HeadforceError("HF-MASK", site=where, found=f"a {site.mask.kind} mask", needed="no mask")
-    if site.heads != site.kv_heads:
-        raise HeadforceError(
-            "HF-OWNED", site=where, found=f"{site.heads} heads over {site.kv_heads} K/V heads", needed="as many of both"
-        )
-    if site.rope is None or site.rope.query_start is None or site.rope.tokens_per_frame is None:
-        notes = "; ".join(site.notes) or "no RoPE"
-        raise HeadforceError("HF-CLOCK", site=where, found=notes, needed="RoPE that shows the frame of the query")
-    if site.cache.keys_rotated != "before":
-        raise HeadforceError("HF-OWNED", site=where, found="keys rotated when read", needed="keys rotated when written")

@@ -7,9 +7,9 @@ from typing import Any
 import sympy
 from torch.fx import Node
 
+from .graph_view import GraphView
 from .ops import argument, op_name, tensor_argument
 from .site import Rows
-from .view import GraphView
 
 
 def slices(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows]] | None:

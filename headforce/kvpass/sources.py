@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch.fx import Node
 
 from .axes import label_dims
+from .graph_view import GraphView
 from .normal_form import Cursor, walk
 from .ops import op_name, tensor_argument
 from .torch_private import SDPA_TARGETS
-from .view import GraphView
 
 CONTRACTIONS = frozenset({"linear", "matmul", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d"})
 

@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 import torch
 from torch._guards import detect_fake_mode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 SDPA_TARGETS: frozenset[Any] = frozenset(
@@ -163,6 +164,43 @@ def _exchange(value: Any, twins: dict[Any, Any]) -> Any:
         changes = {f.name: _exchange(getattr(value, f.name), twins) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **changes)
     return value
+
+
+class StorageKey:
+    """Which part of which storage a tensor is. Two keys are equal for as long as they mean the same memory."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        # The reference keeps the storage's record (not its memory), so that its address is not given to another one.
+        self._storage = StorageWeakRef(tensor.untyped_storage())
+        self._place = (self._storage.cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StorageKey) and self._place == other._place
+
+    def __hash__(self) -> int:
+        return hash(self._place)
+
+    @property
+    def expired(self) -> bool:
+        """True when the memory is gone."""
+        return bool(self._storage.expired())
+
+    def overlaps(self, other: StorageKey) -> bool:
+        """True when the two share memory, as far as first and last element tell, without being one and the same."""
+        if self._place[0] != other._place[0] or self == other:
+            return False
+        (a, b), (c, d) = self._span, other._span
+        return a < d and c < b
+
+    @property
+    def _span(self) -> tuple[int, int]:
+        _, offset, shape, stride = self._place
+        return offset, offset + 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+
+
+def storage_key(tensor: torch.Tensor) -> StorageKey:
+    """The key of a tensor's memory, which is never that of a later tensor at the same address."""
+    return StorageKey(tensor)
 
 
 def tracing_context() -> Any | None:

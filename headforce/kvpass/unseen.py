@@ -8,9 +8,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .cache_uses import uses
+from .graph_view import GraphView
 from .recognize import Refused, first
 from .torch_private import input_source
-from .view import GraphView
 
 
 def is_written(view: GraphView, node: Node) -> bool:

@@ -1,7 +1,8 @@
 """The operators of a lowered graph. They are functions of their tensors only; what they mean is in `kernels.reference`.
 
 `write_pages` declares that it changes the pools and `ragged_attention` reads them, so a compiler keeps them in order.
-Which target computes attention is part of the graph; what any head reads is in the tables.
+Where the model keeps its own cache, `ragged_attention` reads the operands of the model's attention. Which target
+computes attention is part of the graph; what any head reads is in the tables.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def _(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor)
 @torch.library.custom_op("headforce::ragged_attention", mutates_args=())
 def ragged_attention(
     query: Tensor,
-    k_pool: Tensor,
-    v_pool: Tensor,
+    key: Tensor,
+    value: Tensor,
     reads: Tensor,
     runs: Tensor,
     theta: Tensor,
@@ -38,14 +39,14 @@ def ragged_attention(
     target: str,
 ) -> Tensor:
     """Attention of every head over its own rows, [B, S, H, Dv]. See `kernels.reference.ragged_attention`."""
-    return find_target(target)(query, k_pool, v_pool, reads, runs, theta, first_pair, style, scale)
+    return find_target(target)(query, key, value, reads, runs, theta, first_pair, style, scale)
 
 
 @ragged_attention.register_fake
 def _(
     query: Tensor,
-    k_pool: Tensor,
-    v_pool: Tensor,
+    key: Tensor,
+    value: Tensor,
     reads: Tensor,
     runs: Tensor,
     theta: Tensor,
@@ -54,4 +55,4 @@ def _(
     scale: float,
     target: str,
 ) -> Tensor:
-    return query.new_empty((*query.shape[:3], v_pool.shape[-1]))
+    return query.new_empty((*query.shape[:3], value.shape[-1]))

@@ -7,13 +7,15 @@ table, so heads are independent of each other and the arrays are filled by whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernels.reference import READ_FIELDS, RUN_FIELDS
-from .plan import Reading
+from ..policy import Chunk
+from .plan import HeadPlan, Reading
 from .slots import SlotMap
 from .stream import Stream
 
@@ -74,37 +76,59 @@ def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool) -
     """
     assert stream.chunk is not None
     assert stream.plan is not None
+    plans = [stream.plan.of(*lane.first) for lane in stream.lanes]
+    parts = [
+        [_merge(reading, _current(stream.chunk), lane.slots, rows, canonical) for reading in plan.readings]
+        for lane, plan in zip(stream.lanes, plans, strict=True)
+    ]
+    reads, runs = fill(stream.chunk, plans, parts, stream.lane_of, regions.base * rows, rows, _room(stream))
     layers, batch, heads = regions.base.shape
-    lanes = [_lane_runs(stream, lane, rows, canonical) for lane in range(len(stream.lanes))]
-    readings, most = _room(stream)
+    pages = np.zeros((layers, batch, heads, stream.chunk.frames), dtype=np.int64)
+    for i, lane in enumerate(stream.lanes):
+        layer, head = np.nonzero(stream.lane_of == i)
+        slots = np.array([lane.slots.slot[f] for f in stream.chunk.queries])
+        pages[layer, :, head] = regions.base[layer, :, head][..., None] + slots
+    return Tables(reads, runs, pages.reshape(layers, batch * heads, -1))
+
+
+def fill(
+    chunk: Chunk,
+    plans: Sequence[HeadPlan],
+    parts: Sequence[Sequence[Ints]],
+    which: npt.NDArray[np.int32],
+    base: npt.NDArray[np.int64],
+    rows: int,
+    room: tuple[int, int],
+) -> tuple[Ints, Ints]:
+    """The arrays `reads` and `runs`, see `Tables`.
+
+    Args:
+        plans: what heads read; head h of layer l has plan `which[l, h]`. parts: [plan][reading], its runs [n, 3].
+        base: [L, B, H], the row from which a head's runs count. rows: rows of a frame.
+        room: G and R of `Tables`.
+    """
+    layers, batch, heads = base.shape
+    readings, most = room
     reads = np.zeros((layers, batch, heads, readings, len(READ_FIELDS)), dtype=np.int32)
     runs = np.zeros((layers, batch, heads, most, len(RUN_FIELDS)), dtype=np.int32)
-    pages = np.zeros((layers, batch, heads, stream.chunk.frames), dtype=np.int64)
     reads[..., 0] = np.arange(batch)[:, None, None]
     reads[..., 1] = np.arange(heads)[:, None]
     first_run = (np.arange(batch * heads) * most).reshape(batch, heads)
-    for lane, parts in enumerate(lanes):
-        layer, head = np.nonzero(stream.lane_of == lane)
-        plan = stream.plan.of(*stream.lanes[lane].first)
-        relative = np.concatenate(parts)
+    for i, (plan, its_parts) in enumerate(zip(plans, parts, strict=True)):
+        layer, head = np.nonzero(which == i)
+        relative = np.concatenate(its_parts)
         part = runs[layer, :, head, : len(relative)]
         part[...] = relative
-        part[..., 0] += (regions.base[layer, :, head] * rows)[..., None].astype(np.int32)
+        part[..., 0] += base[layer, :, head][..., None].astype(np.int32)
         runs[layer, :, head, : len(relative)] = part
         begin = 0
-        for i, (reading, its_runs) in enumerate(zip(plan.readings, parts, strict=True)):
-            query_row = (reading.queries[0] - stream.chunk.start) * rows
-            reads[layer, :, head, i, 2:4] = query_row, len(reading.queries) * rows
-            reads[layer, :, head, i, 4] = first_run[:, head].T + begin
-            reads[layer, :, head, i, 5] = len(its_runs)
+        for j, (reading, its_runs) in enumerate(zip(plan.readings, its_parts, strict=True)):
+            query_row = (reading.queries[0] - chunk.start) * rows
+            reads[layer, :, head, j, 2:4] = query_row, len(reading.queries) * rows
+            reads[layer, :, head, j, 4] = first_run[:, head].T + begin
+            reads[layer, :, head, j, 5] = len(its_runs)
             begin += len(its_runs)
-        slots = np.array([stream.lanes[lane].slots.slot[f] for f in stream.chunk.queries])
-        pages[layer, :, head] = regions.base[layer, :, head][..., None] + slots
-    return Tables(
-        reads.reshape(layers, -1, len(READ_FIELDS)),
-        runs.reshape(layers, -1, len(RUN_FIELDS)),
-        pages.reshape(layers, batch * heads, -1),
-    )
+    return reads.reshape(layers, -1, len(READ_FIELDS)), runs.reshape(layers, -1, len(RUN_FIELDS))
 
 
 def _room(stream: Stream) -> tuple[int, int]:
@@ -119,15 +143,8 @@ def _room(stream: Stream) -> tuple[int, int]:
     return readings, runs
 
 
-def _lane_runs(stream: Stream, lane: int, rows: int, canonical: bool) -> list[Ints]:
-    """The runs of every reading of a lane, rows counted from the start of the region."""
-    assert stream.chunk is not None
-    assert stream.plan is not None
-    current = np.array([(frame, 0) for frame in stream.chunk.queries], dtype=np.int32)
-    return [
-        _merge(reading, current, stream.lanes[lane].slots, rows, canonical)
-        for reading in stream.plan.of(*stream.lanes[lane].first).readings
-    ]
+def _current(chunk: Chunk) -> Ints:
+    return np.array([(frame, 0) for frame in chunk.queries], dtype=np.int32)
 
 
 def _merge(reading: Reading, current: Ints, slots: SlotMap, rows: int, canonical: bool) -> Ints:
@@ -136,7 +153,12 @@ def _merge(reading: Reading, current: Ints, slots: SlotMap, rows: int, canonical
     pages = np.array([(slots.slot[int(frame)], shift) for frame, shift in frames], dtype=np.int64)
     if not canonical:
         pages = pages[np.lexsort((pages[:, 0], pages[:, 1]))]
-    page, shift = pages.T
-    begins = np.flatnonzero(np.r_[True, (np.diff(page) != 1) | (np.diff(shift) != 0)])
-    lengths = np.diff(np.r_[begins, len(page)])
-    return np.stack([page[begins] * rows, lengths * rows, shift[begins]], axis=1).astype(np.int32)
+    return merged(pages, rows)
+
+
+def merged(frames: npt.NDArray[np.int64], rows: int) -> Ints:
+    """The runs [n, 3] of frames of `rows` rows, given as (place, shift) in the order of reading."""
+    place, shift = frames.T
+    begins = np.flatnonzero(np.r_[True, (np.diff(place) != 1) | (np.diff(shift) != 0)])
+    lengths = np.diff(np.r_[begins, len(place)])
+    return np.stack([place[begins] * rows, lengths * rows, shift[begins]], axis=1).astype(np.int32)

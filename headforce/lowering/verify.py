@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import HeadforceError
-from ..policy import Chunk, HeadRule, Warmup, oracle
-from .plan import HeadPlan
+from ..policy import BoundPolicy, Chunk, FrameSet, HeadRule, Warmup, oracle
+from ..policy.memory import Record
+from .plan import ChunkPlan, HeadPlan
 from .slots import SlotMap
-from .stream import Lane, Stream
+from .stream import Stream
 
 if TYPE_CHECKING:
     from .pool import PagePool
@@ -32,7 +34,8 @@ def check_plan(stream: Stream) -> None:
         seen.add(key)
         try:
             _check_slots(lane.slots, chunk)
-            _check_readings(rule, lane, plan.of(layer, head), chunk)
+            record = lane.memory.record if lane.memory else None
+            _check_readings(rule, plan.of(layer, head), chunk, lane.slots.held, record)
         except HeadforceError as error:
             raise error.at(f"layer {layer}, head {head}") from None
 
@@ -48,9 +51,8 @@ def _check_slots(slots: SlotMap, chunk: Chunk) -> None:
         )
 
 
-def _check_readings(rule: HeadRule, lane: Lane, plan: HeadPlan, chunk: Chunk) -> None:
+def _check_readings(rule: HeadRule, plan: HeadPlan, chunk: Chunk, held: FrameSet, record: Record | None) -> None:
     warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup is not None else None
-    record = lane.memory.record if lane.memory else None
     queries = sorted(query for reading in plan.readings for query in reading.queries)
     if queries != list(chunk.queries):
         raise HeadforceError(
@@ -62,11 +64,11 @@ def _check_readings(rule: HeadRule, lane: Lane, plan: HeadPlan, chunk: Chunk) ->
         planned = {int(frame): int(frame + shift) for frame, shift in reading.frames}
         for query in reading.queries:
             wanted = oracle.read(rule.rule, warmup, chunk, query, record)
-            if planned != wanted or any(frame not in lane.slots.slot for frame in wanted):
+            if planned != wanted or any(frame not in held for frame in wanted):
                 raise HeadforceError(
                     "HF-VERIFY-PLAN",
                     site=f"query frame {query}",
-                    found=f"a plan that reads {planned} of the held frames {lane.slots.held}",
+                    found=f"a plan that reads {planned} of the held frames {held}",
                     needed=f"{wanted} (frame: position)",
                 )
 
@@ -80,31 +82,69 @@ def check_tables(pool: PagePool) -> None:
     rows = pool.shape.rows
     layers, batch, heads = regions.base.shape
     for layer in range(layers):
-        reads, runs = pool.reads[layer].tolist(), pool.runs[layer].tolist()
+        found = _decoded(pool.reads[layer].tolist(), pool.runs[layer].tolist(), chunk, rows)
         written = pool.pages[layer].tolist()
-        found: dict[tuple[int, int, int], list[tuple[float, int]]] = {}
-        for b, head, query_row, query_rows, first, count in reads:
-            # Rows that are not whole pages come out as pages that there are not.
-            keys = [
-                (row / rows + i, shift)
-                for row, length, shift in runs[first : first + count]
-                for i in range(-(-length // rows))
-            ]
-            if query_row % rows or query_rows % rows:
-                keys.append((-1, 0))
-            for query in range(query_row // rows, (query_row + query_rows) // rows):
-                found.setdefault((b, head, chunk.start + query), []).extend(keys)
         for b, head in np.ndindex(batch, heads):
             slot = pool.stream.lanes[pool.stream.lane_of[layer, head]].slots.slot
             base = int(regions.base[layer, b, head])
-            current = [(base + slot[frame], 0) for frame in chunk.queries]
-            _expect(layer, head, "pages written", written[b * heads + head], [page for page, _ in current])
-            for reading in plan.of(layer, head).readings:
-                wanted = [(base + slot[int(frame)], int(shift)) for frame, shift in reading.frames] + current
-                for query in reading.queries:
-                    keys = found.pop((b, head, query), [])
-                    _expect(layer, head, f"(page, shift) of query frame {query}", sorted(keys), sorted(wanted))
+            current = [base + slot[frame] for frame in chunk.queries]
+            _expect(layer, head, "pages written", written[b * heads + head], current)
+            place = {frame: base + page for frame, page in slot.items()}
+            _check_keys(found, plan.of(layer, head), place, chunk, (layer, b, head))
         _expect(layer, 0, "reads of no query", list(found), [])
+
+
+def check_operands(
+    policy: BoundPolicy, plan: ChunkPlan, arrays: Sequence[npt.NDArray[np.int32]], held: FrameSet, rows: int
+) -> None:
+    """HF-VERIFY-PLAN if a plan over a cache that the model keeps is not what the oracle says, or its tables not the
+    plan. `held` are the past frames in front of the chunk."""
+    place = {frame: i for i, frame in enumerate((*held, *plan.chunk.queries))}
+    reads, runs = arrays
+    batch = 1 + int(reads[..., 0].max())
+    for layer in range(policy.layers):
+        found = _decoded(reads[layer].tolist(), runs[layer].tolist(), plan.chunk, rows)
+        for head in range(policy.heads):
+            try:
+                _check_readings(policy.rules[layer][head], plan.of(layer, head), plan.chunk, held, None)
+            except HeadforceError as error:
+                raise error.at(f"layer {layer}, head {head}") from None
+            for b in range(batch):
+                _check_keys(found, plan.of(layer, head), place, plan.chunk, (layer, b, head))
+        _expect(layer, 0, "reads of no query", list(found), [])
+
+
+Decoded = dict[tuple[int, int, int], list[tuple[float, int]]]
+"""(batch row, head, query frame) -> (place, shift) of every frame that the tables name."""
+
+
+def _decoded(reads: list[list[int]], runs: list[list[int]], chunk: Chunk, rows: int) -> Decoded:
+    found: Decoded = {}
+    for b, head, query_row, query_rows, first, count in reads:
+        # Rows that are not whole frames come out as places that there are not.
+        keys = [
+            (row / rows + i, shift)
+            for row, length, shift in runs[first : first + count]
+            for i in range(-(-length // rows))
+        ]
+        if query_row % rows or query_rows % rows:
+            keys.append((-1, 0))
+        for query in range(query_row // rows, (query_row + query_rows) // rows):
+            found.setdefault((b, head, chunk.start + query), []).extend(keys)
+    return found
+
+
+def _check_keys(
+    found: Decoded, plan: HeadPlan, place: Mapping[int, int], chunk: Chunk, where: tuple[int, int, int]
+) -> None:
+    """Takes what the tables say of one head out of `found` and compares it with its plan."""
+    layer, b, head = where
+    current = [(place[frame], 0) for frame in chunk.queries]
+    for reading in plan.readings:
+        wanted = [(place[int(frame)], int(shift)) for frame, shift in reading.frames] + current
+        for query in reading.queries:
+            keys = found.pop((b, head, query), [])
+            _expect(layer, head, f"(place, shift) of query frame {query}", sorted(keys), sorted(wanted))
 
 
 def _expect(layer: int, head: int, what: str, found: Sequence[object], wanted: Sequence[object]) -> None:

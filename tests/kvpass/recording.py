@@ -65,7 +65,7 @@ class Values(Interpreter):
     def run_node(self, n):
         site = self.sites.get(n)
         if site is not None:
-            operands = [site.query, site.new_key, site.new_value]
+            operands = [site.query, site.new_key, site.new_value, site.key, site.value]
             operands += [site.rope.raw_query, site.rope.raw_key] if site.rope else []
             self.seen.update({o.node: self.env[o.node].detach().clone() for o in operands})
         value = super().run_node(n)
@@ -113,11 +113,14 @@ def check_site(report: SiteReport, site: Site, args, caches, seen, angles=None) 
     groups = site.heads // site.kv_heads
     q = bshd(site.query, seen).to(site.dtype).transpose(1, 2)
     k, v = (t.to(site.dtype).repeat_interleave(groups, dim=2).transpose(1, 2) for t in history)
-    out = F.scaled_dot_product_attention(q, k, v, scale=site.scale).permute(
-        tuple(("batch", "head", "seq", "dim").index(label) for label in site.layout)
-    )
+    whole = [bshd(operand, seen).to(site.dtype).transpose(1, 2) for operand in (site.key, site.value)]
+    whole = [t.repeat_interleave(site.heads // t.shape[1], dim=1) for t in whole]
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[site.dtype]
-    torch.testing.assert_close(out, seen[site.node], rtol=tolerance, atol=tolerance)
+    for keys, values, scale in ((k, v, site.scale), (*whole, site.key_scale)):
+        out = F.scaled_dot_product_attention(q, keys, values, scale=scale).permute(
+            tuple(("batch", "head", "seq", "dim").index(label) for label in site.layout)
+        )
+        torch.testing.assert_close(out, seen[site.node], rtol=tolerance, atol=tolerance)
     rope = {}
     if site.rope is not None and site.rope.query_start is not None:
         turns = [(site.rope.raw_query, site.rope.query_start, site.query)]

@@ -10,7 +10,7 @@ import torch
 import headforce
 from examples.causal_wan import CausalWan, allocate_crossattn_cache, allocate_kv_cache, reset_caches
 from headforce import HeadforceError
-from headforce.kvpass.cache_set import CacheSet, LayerState, PassFacts
+from headforce.kvpass.layers import Layer, PassFacts
 from headforce.policy import Policy
 
 from .conftest import text, wan
@@ -95,6 +95,6 @@ def test_a_rewrite_that_needs_forgotten_frames_is_refused() -> None:
     ("start", "first_row"), [(0, 72), (3, 0), (6, 72)], ids=["pinned query", "pinned write", "ahead"]
 )
 def test_a_clock_that_contradicts_the_cache_is_refused(start: int, first_row: int) -> None:
-    facts = PassFacts(start, 3, 24, first_row, evicted=0, sink=None, read_rows=72, cache_rows=144)
+    facts = PassFacts(start, 3, 24, first_row, cache_rows=144, segments=((0, first_row + 72),))
     with pytest.raises(HeadforceError, match="HF-CLOCK"):
-        CacheSet._check_clock(None, LayerState(None, 0), facts)
+        Layer(None, 0).follow(facts)

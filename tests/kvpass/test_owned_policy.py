@@ -124,9 +124,9 @@ def test_episodic_memory_in_a_compiled_model() -> None:
 
 
 def test_a_remap_without_known_rates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from headforce.kvpass import site_graph
+    from headforce.kvpass import site_reader
 
-    monkeypatch.setattr(site_graph, "temporal_rates", lambda *_: torch.zeros(0, dtype=torch.float64))
+    monkeypatch.setattr(site_reader, "temporal_rates", lambda *_: torch.zeros(0, dtype=torch.float64))
     model = wan()
     policy = Policy.loads(POLICIES["collapsed and clamped"])
     with headforce.prepare(model, policy=policy), pytest.raises(headforce.HeadforceError, match="HF-ROPE"):

@@ -50,7 +50,7 @@ def test_cores(core):
     site = recorder.site
     assert (site.heads, site.kv_heads, site.head_dim, site.value_dim) == (4, zoo.CORES[core][1], 12, 12)
     assert site.mask.kind == ("all_true" if core == "sdpa_masked" else "none")
-    scales = {"sdpa_permuted": 0.25, "sdpa_reshaped": 0.25, "written_einsum": 1.0}  # the last scales the query itself
+    scales = {"sdpa_permuted": 0.25, "sdpa_reshaped": 0.25, "written_einsum": 0.25}  # the last scales the query itself
     assert site.scale == pytest.approx(scales.get(core, 12**-0.5))
 
 

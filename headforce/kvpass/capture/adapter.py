@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
@@ -40,6 +42,28 @@ class LayerCache(ABC):
     @abstractmethod
     def owner(self) -> object:
         """The object that holds the tensors, the same one for as long as the cache is in use."""
+
+    @property
+    def in_use(self) -> bool:
+        """False when nobody but this record still refers to the owner."""
+        return sys.getrefcount(self.owner()) > _references_of_one()
+
+
+@cache
+def _references_of_one() -> int:
+    """What `sys.getrefcount(record.owner())` says when only the record refers to its owner."""
+
+    class Record:
+        def __init__(self) -> None:
+            self.held: dict[str, int] = {}
+
+        def owner(self) -> object:
+            return self.held
+
+        def count(self) -> int:
+            return sys.getrefcount(self.owner())
+
+    return Record().count()
 
 
 class Adapter(ABC):

@@ -1,5 +1,15 @@
 """The recognisers: one file for each form, found by being in this folder."""
 
-from .base import AttentionCall, CacheMatch, Refused, Rotation, discover, first, recognizer, recognizers
+from .base import AttentionCall, CacheMatch, Excluded, Refused, Rotation, discover, first, recognizer, recognizers
 
-__all__ = ["AttentionCall", "CacheMatch", "Refused", "Rotation", "discover", "first", "recognizer", "recognizers"]
+__all__ = [
+    "AttentionCall",
+    "CacheMatch",
+    "Excluded",
+    "Refused",
+    "Rotation",
+    "discover",
+    "first",
+    "recognizer",
+    "recognizers",
+]

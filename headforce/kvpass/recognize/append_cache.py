@@ -20,12 +20,12 @@ import sympy
 from torch.fx import Node
 
 from ..cache_uses import Uses, Write, uses
+from ..graph_view import GraphView
 from ..history import Trace, landing, plain_layout
 from ..normal_form import Cursor
 from ..ops import op_name
 from ..site import CacheForm, ReadRule, Roll, Rows
 from ..torch_private import MAX_CLASSES
-from ..view import GraphView
 from .base import AttentionCall, CacheMatch, Refused, recognizer
 
 

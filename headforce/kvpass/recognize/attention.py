@@ -16,10 +16,10 @@ from torch.fx import Node
 
 from .. import torch_private
 from ..axes import label_dims
+from ..graph_view import GraphView
 from ..normal_form import LABELS, Cursor
 from ..ops import argument
 from ..symbolic import to_number
-from ..view import GraphView
 from .base import AttentionCall, Refused, recognizer
 
 

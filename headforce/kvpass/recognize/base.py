@@ -7,7 +7,7 @@ A recogniser is a function in a file of its own in this folder, or in a package 
     def append_cache(view: GraphView, call: AttentionCall) -> CacheMatch | None: ...
 
 It returns None when the graph is of another form, and raises `Refused` when it is this form but not safe to rewrite.
-Kinds: "attention" (view, node) -> AttentionCall; "mask" (view, call) -> Mask; "exclude" (view, call) -> reason;
+Kinds: "attention" (view, node) -> AttentionCall; "mask" (view, call) -> Mask; "exclude" (view, call) -> Excluded;
 "cache" (view, call) -> CacheMatch; "rope" (view, cursor) -> Rotation. Within a kind, lower `order` is asked first.
 """
 
@@ -43,6 +43,14 @@ class Refused(Exception):
     def __init__(self, code: str, found: str, needed: str, about: tuple[Node, ...] = ()) -> None:
         super().__init__(code, found, needed)
         self.code, self.found, self.needed, self.about = code, found, needed, about
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """No policy is about this call. `code` is in the catalogue; `reason` says how it was seen."""
+
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch.fx import Node
 
 from ..axes import single
 from ..cache_uses import uses
+from ..graph_view import GraphView
 from ..history import Trace, landing, plain_layout
 from ..normal_form import COPIES, Cursor
 from ..ops import argument, op_name, sequence_argument
 from ..site import CacheForm, ReadRule, Rows
-from ..view import GraphView
 from .base import AttentionCall, CacheMatch, Refused, recognizer
 
 

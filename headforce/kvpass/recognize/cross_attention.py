@@ -12,15 +12,15 @@ from __future__ import annotations
 from torch.fx import Node
 
 from ..cache_uses import uses
+from ..graph_view import GraphView
 from ..history import landing
 from ..normal_form import settle
 from ..sources import activations, behind
-from ..view import GraphView
-from .base import AttentionCall, first, recognizer
+from .base import AttentionCall, Excluded, first, recognizer
 
 
 @recognizer("exclude", order=10)
-def cross_attention(view: GraphView, call: AttentionCall) -> str | None:
+def cross_attention(view: GraphView, call: AttentionCall) -> Excluded | None:
     """Why this call is cross-attention, or None if it is not."""
     ends = [landing(view, call.k), landing(view, call.v)]
     cached = [end for end in ends if end.node.op == "placeholder"]
@@ -28,7 +28,10 @@ def cross_attention(view: GraphView, call: AttentionCall) -> str | None:
         whole = not any(end.spans for end in cached) and not any(_touched(view, end.node) for end in cached)
         if whole and first("rope", view, settle(call.q, view)) is None:
             names = " and ".join(end.node.name for end in ends)
-            return f"K and V are the whole graph inputs {names}, which this graph does not write; the query has no RoPE"
+            return Excluded(
+                "HF-CROSS",
+                f"K and V are the whole graph inputs {names}, which this graph does not write; the query has no RoPE",
+            )
         return None
     keys, inputs = behind(view, call.k.node, call.v.node)
     if not keys or any(_touched(view, node) or len(view.shape(node) or ()) > 3 for node in inputs):
@@ -36,7 +39,7 @@ def cross_attention(view: GraphView, call: AttentionCall) -> str | None:
     query, context = activations(view, call.q.node), activations(view, call.k.node, call.v.node)
     if query and context and not query & context:
         names = ", ".join(sorted(node.name for node in context))
-        return f"K and V are projected from {names}, the query is not"
+        return Excluded("HF-CROSS", f"K and V are projected from {names}, the query is not")
     return None
 
 

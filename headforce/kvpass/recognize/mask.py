@@ -18,11 +18,11 @@ import torch
 from torch.fx import Node
 
 from ..axes import label_dims
+from ..graph_view import GraphView
 from ..normal_form import Cursor, walk
 from ..ops import argument, op_name, words
 from ..site import Mask
 from ..torch_private import real_tensors
-from ..view import GraphView
 from .base import AttentionCall, recognizer
 
 _MAX_ELEMENTS = 1 << 24

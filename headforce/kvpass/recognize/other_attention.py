@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from ..graph_view import GraphView
 from ..torch_private import is_higher_order
-from ..view import GraphView
 from .base import AttentionCall, Refused, recognizer
 
 NAMESPACES = frozenset(

@@ -28,13 +28,13 @@ import sympy
 from torch.fx import Node
 
 from ..axes import Atom, single
+from ..graph_view import GraphView
 from ..normal_form import Cursor, settle, walk
 from ..ops import argument, op_name, sequence_argument, tensor_argument
 from ..rope_lanes import behind_writes, lane_of, split_lanes, terms_of
 from ..rope_table import Leaf, broadcast, leaves
 from ..selection import select
 from ..symbolic import quotient
-from ..view import GraphView
 from .base import Rotation, recognizer
 
 

@@ -18,10 +18,10 @@ from dataclasses import replace
 from torch.fx import Node
 
 from ..axes import label_dims
+from ..graph_view import GraphView
 from ..normal_form import LABELS, Cursor, peel, walk
 from ..ops import argument, op_name, tensor_argument
 from ..sources import behind
-from ..view import GraphView
 from .base import AttentionCall, Refused, recognizer
 
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "__matmul__"})

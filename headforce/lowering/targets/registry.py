@@ -21,8 +21,8 @@ class Target(Protocol):
     def __call__(
         self,
         query: Tensor,
-        k_pool: Tensor,
-        v_pool: Tensor,
+        key: Tensor,
+        value: Tensor,
         reads: Tensor,
         runs: Tensor,
         theta: Tensor,

@@ -1,0 +1,33 @@
+"""Whether a site that was recognised can be rewritten in owned or in view mode."""
+
+from __future__ import annotations
+
+from ..errors import HeadforceError
+from .site import Site
+
+
+def check_ownable(site: Site) -> None:
+    """Raises unless K and V of the site can live in our pools."""
+    where = _where(site)
+    if site.cache.kind != "append":
+        raise HeadforceError("HF-OWNED", site=where, found="a history that is joined by cat", needed="a cache in place")
+    check_viewable(site)
+    if site.heads != site.kv_heads:
+        raise HeadforceError(
+            "HF-OWNED", site=where, found=f"{site.heads} heads over {site.kv_heads} K/V heads", needed="as many of both"
+        )
+    if site.cache.keys_rotated != "before":
+        raise HeadforceError("HF-OWNED", site=where, found="keys rotated when read", needed="keys rotated when written")
+
+
+def check_viewable(site: Site) -> None:
+    """Raises unless the rows that the site reads are known frame by frame."""
+    if site.mask.kind not in ("none", "all_true"):
+        raise HeadforceError("HF-MASK", site=_where(site), found=f"a {site.mask.kind} mask", needed="no mask")
+    if site.rope is None or site.rope.query_start is None or site.rope.tokens_per_frame is None:
+        notes = "; ".join(site.notes) or "no RoPE"
+        raise HeadforceError("HF-CLOCK", site=_where(site), found=notes, needed="RoPE that shows the query's frame")
+
+
+def _where(site: Site) -> str:
+    return f"{site.name} ({site.where})"

@@ -1,0 +1,162 @@
+"""Layers: whose cache a compiled graph was called with.
+
+A graph serves every layer and every stream, so it asks on each call. `Caches` is one stream's; in owned mode its
+tensors are shells (`owned`), in view mode they are the model's own (`viewed`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import HeadforceError
+from .torch_private import StorageKey, storage_key
+
+if TYPE_CHECKING:
+    from ..lowering.plan import ChunkPlan
+    from .session import Session
+    from .site import Site
+
+PLAIN, OWNED, VIEW = "plain", "owned", "view"
+"""The variants of a graph: unchanged, with K and V in our pools, and reading the model's own cache."""
+
+
+@dataclass(frozen=True)
+class PassFacts:
+    """What one site shows of the running pass, all in numbers.
+
+    Attributes:
+        start, frames: the frames written, from RoPE. rows: tokens of a frame. batch: rows of the batch.
+        first_row: the first row written, counted as the model counts (rows of its cache).
+        evicted: rows that this pass rolled out of the cache. sink: rows that the roll left in front, or None without
+            a roll.
+        segments: the rows [first, stop) that the model itself reads, in order; the last ends with the chunk.
+        cache_rows: rows of the model's cache.
+        key_start: the frame at which the model rotates the first key it reads; None where the cache holds rotated keys.
+        device: of the cache.
+    """
+
+    start: int
+    frames: int
+    rows: int
+    first_row: int
+    cache_rows: int
+    segments: tuple[tuple[int, int], ...]
+    evicted: int = 0
+    sink: int | None = None
+    batch: int = 1
+    key_start: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def read_rows(self) -> int:
+        """Rows that the model itself reads, the chunk included."""
+        return sum(stop - first for first, stop in self.segments)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How keys turn with the frame; see `kernels.rotation.turn`. `theta` is empty where no RoPE was recognised."""
+
+    theta: Tensor
+    first_pair: int
+    style: str
+
+
+@dataclass(eq=False)
+class Layer:
+    """One layer of one stream: how often its site ran, and how far its model's cache has rolled.
+
+    `evicted` and `sink` count rows, as `PassFacts` does; `evicted` is None when passes went by unseen.
+    """
+
+    caches: Caches
+    number: int
+    launches: int = 0
+    evicted: int | None = 0
+    sink: int | None = None
+
+    def follow(self, facts: PassFacts) -> int:
+        """The rows evicted since the stream began; HF-CLOCK unless cache and RoPE stand at one and the same frame."""
+        before = facts.start * facts.rows - facts.first_row - facts.evicted if self.evicted is None else self.evicted
+        evicted = 0 if facts.start == 0 else before + facts.evicted
+        if facts.first_row + evicted != facts.start * facts.rows or evicted < 0:
+            raise HeadforceError(
+                "HF-CLOCK",
+                site=f"layer {self.number}",
+                found=f"a query at frame {facts.start} while the cache is written at row {facts.first_row}"
+                f" after {evicted} evicted rows, which is frame {(facts.first_row + evicted) / facts.rows:g}",
+                needed="one and the same frame",
+            )
+        self.evicted = evicted
+        if facts.sink is not None:
+            self.sink = facts.sink
+        return evicted
+
+
+class Caches(ABC):
+    """The caches of all layers of one stream.
+
+    Attributes:
+        variant: which variant of a graph runs with them. session: the prepared model they belong to, if one is.
+        layers: one for each cache, in the order of the layers. rotation: set when the first site runs.
+    """
+
+    variant: ClassVar[str]
+    session: Session | None
+    layers: list[Layer]
+    rotation: Rotation | None = None
+
+    @abstractmethod
+    def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+        """A layer's site is about to run: checks the clock and plans, unless an earlier layer of this pass has."""
+
+    @abstractmethod
+    def see_reset(self) -> None:
+        """Begins the stream anew when the model's own indices say that a new video begins."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Ends all that headforce does with these caches, and gives the model back what was replaced."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of K and V that headforce holds for this stream."""
+        return 0
+
+    @property
+    @abstractmethod
+    def in_use(self) -> bool:
+        """False when nobody else refers to any of these caches."""
+
+    def check_remap(self, plan: ChunkPlan) -> None:
+        """HF-ROPE if keys have to be turned and nobody knows by how much."""
+        assert self.rotation is not None
+        if not self.rotation.theta.numel() and any(head.remaps for head in plan.heads):
+            raise HeadforceError(
+                "HF-ROPE",
+                found="a policy that moves frames to other positions, and a RoPE table made inside the graph",
+                needed="a table that is an input of the graph, or a policy that keeps positions",
+            )
+
+    @abstractmethod
+    def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
+        """What the lowered graph takes besides the model's own inputs, for sites of these layers."""
+
+
+owned: dict[tuple[torch.device, int], Layer] = {}
+"""Storage of a shell -> its layer. A shell's range is its own for as long as it lives, so the key is unique."""
+
+viewed: dict[StorageKey, Layer] = {}
+"""A K cache that the model keeps -> its layer. A key stays unique after its tensor is gone; see `storage_key`."""
+
+
+def layer_of(tensor: Tensor) -> Layer | None:
+    """The layer whose K cache `tensor` is; of a shell also any view of it."""
+    layer = owned.get((tensor.device, tensor.untyped_storage().data_ptr()))
+    return layer if layer is not None or not viewed else viewed.get(storage_key(tensor))

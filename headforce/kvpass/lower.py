@@ -1,0 +1,129 @@
+"""Lowering a graph: every site becomes one ragged attention.
+
+Owned: the model's cache writes, rolls and reads are deleted, and K and V live in our pages. View: all of them stay, and
+attention reads the operands that the model made for its own, of which the tables name only the rows that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ..kernels.reference import READ_FIELDS, RUN_FIELDS
+from ..lowering import ops  # noqa: F401  registers the operators
+from .graph_inputs import AddedInputs
+from .ops import writes_in_place
+from .rope_rates import rotated_pairs
+from .site import Operand, Site
+
+LAYOUT = ("batch", "seq", "head", "dim")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered graph. Its inputs are the model's, then those that `Caches.inputs` gives."""
+
+    module: GraphModule
+    examples: list[Any]
+
+
+def lower_owned(
+    module: GraphModule, example_inputs: Sequence[Any], sites: Sequence[Site], target: str, device: torch.device
+) -> Lowered:
+    """Rewrites `module`, a copy that nobody else uses, so that every site writes and reads pages.
+
+    Inputs are added for (k_pool, v_pool, theta), then for (reads, runs, pages) of each site.
+    """
+    added = AddedInputs(module, example_inputs)
+    first = sites[0]
+    rows = 16  # of an example page; every size that a policy or a model can change is symbolic
+    k_pool = added.add("hf_k_pool", (24, rows, first.head_dim), first.cache.dtype, device, (0, 1))
+    v_pool = added.add("hf_v_pool", (24, rows, first.value_dim), first.cache.dtype, device, (0, 1))
+    theta = _theta(added, device)
+    for i, site in enumerate(sites):
+        reads, runs = _tables(added, i, device)
+        pages = added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1))
+        with module.graph.inserting_before(site.node):
+            key = _arranged(module.graph, site.new_key, site.cache.dtype)
+            value = _arranged(module.graph, site.new_value, site.cache.dtype)
+            module.graph.call_function(torch.ops.headforce.write_pages.default, (key, value, k_pool, v_pool, pages))
+        _replace(module.graph, site, (k_pool, v_pool, reads, runs, theta), site.scale, target)
+        _erase_unused(module.graph, (*site.cache.roll_nodes, *site.cache.write_nodes), written=True)
+    return _finished(module, added)
+
+
+def lower_view(
+    module: GraphModule, example_inputs: Sequence[Any], sites: Sequence[Site], target: str, device: torch.device
+) -> Lowered:
+    """Rewrites `module`, a copy that nobody else uses, so that every site reads rows of the model's own cache.
+
+    Inputs are added for theta, then for (reads, runs) of each site.
+    """
+    added = AddedInputs(module, example_inputs)
+    theta = _theta(added, device)
+    for i, site in enumerate(sites):
+        tables = _tables(added, i, device)
+        with module.graph.inserting_before(site.node):
+            key, value = (_arranged(module.graph, o, o.dtype) for o in (site.key, site.value))
+        _replace(module.graph, site, (key, value, *tables, theta), site.key_scale, target)
+    return _finished(module, added)
+
+
+def _theta(added: AddedInputs, device: torch.device) -> Node:
+    return added.add("hf_theta", (8,), torch.float64, device, (0,))
+
+
+def _tables(added: AddedInputs, i: int, device: torch.device) -> tuple[Node, Node]:
+    return (
+        added.add(f"hf_reads_{i}", (8, len(READ_FIELDS)), torch.int32, device, (0,)),
+        added.add(f"hf_runs_{i}", (12, len(RUN_FIELDS)), torch.int32, device, (0,)),
+    )
+
+
+def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, target: str) -> None:
+    """Puts ragged attention over `sources` (key, value, reads, runs, theta) in the place of the site's attention."""
+    with graph.inserting_before(site.node):
+        query = _arranged(graph, site.query, site.dtype)
+        attention = graph.call_function(
+            torch.ops.headforce.ragged_attention.default, (query, *sources, *rotated_pairs(site), scale, target)
+        )
+        result = graph.call_method("permute", (attention, *(LAYOUT.index(axis) for axis in site.layout)))
+    result.meta = dict(site.node.meta)
+    site.node.replace_all_uses_with(result)
+    _erase_unused(graph, (site.node,))
+
+
+def _erase_unused(graph: Graph, nodes: Sequence[Node], *, written: bool = False) -> None:
+    """Erases those of `nodes` that nothing uses, and then what they alone used.
+
+    In-place writes stay, but for `nodes` themselves with `written`: they are effects, and torch.fx, which knows only
+    some of them, would delete `x.copy_(y)`.
+    """
+    effects = set(nodes) if written else set()
+    queue, erased = list(nodes), set()
+    while queue:
+        node = queue.pop()  # the latest first: later nodes use earlier ones
+        changes = node.is_impure() or any(writes_in_place(node, operand) for operand in node.all_input_nodes)
+        if node in erased or node.users or (changes and node not in effects):
+            continue
+        queue += node.all_input_nodes
+        graph.erase_node(node)
+        erased.add(node)
+
+
+def _arranged(graph: Graph, operand: Operand, dtype: torch.dtype) -> Node:
+    """The operand as [B, S, H, D] in `dtype`."""
+    node = operand.node
+    if operand.layout != LAYOUT:
+        node = graph.call_method("permute", (node, *operand.order(LAYOUT)))
+    return node if operand.dtype == dtype else graph.call_method("to", (node, dtype))
+
+
+def _finished(module: GraphModule, added: AddedInputs) -> Lowered:
+    module.graph.lint()
+    module.recompile()
+    return Lowered(module, added.examples)

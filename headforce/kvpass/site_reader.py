@@ -1,0 +1,74 @@
+"""Reading the numbers of a site from the arguments of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..errors import HeadforceError
+from .layers import Layer, PassFacts, Rotation
+from .rope_rates import rotated_pairs, temporal_rates
+from .site import Site, SiteReport
+
+
+class SiteReader:
+    """One site of a graph. `enter` is called for every launch of it."""
+
+    def __init__(self, site: Site, report: SiteReport, inputs: Sequence[Node]) -> None:
+        self.site = site
+        rope, cache = site.rope, site.cache
+        unknown = rope is None or rope.query_start is None or rope.tokens_per_frame is None
+        after = rope is not None and cache.keys_rotated == "after"
+        self._numbers = report.binder.compile(
+            [
+                -1 if unknown else rope.query_start,
+                1 if unknown else rope.tokens_per_frame,
+                site.query_rows,
+                cache.append.start,
+                cache.capacity,
+                cache.roll.evicted if cache.roll else 0,
+                cache.roll.sink if cache.roll else -1,
+                site.batch,
+                -1 if not after else rope.key_start,
+                *(row for segment in cache.segments for row in segment),
+            ]
+        )
+        tables = rope.tables if rope else ()
+        self._tables = [inputs.index(node) for node in tables] if all(node in inputs for node in tables) else []
+
+    def enter(self, layer: Layer, args: Sequence[Any]) -> None:
+        """Tells the layer's caches that its site is about to run. Raises whatever they refuse, HF-FRAME, HF-ROPE."""
+        if layer.caches.rotation is None:
+            layer.caches.rotation = self._rotation(args)
+        layer.caches.enter(layer, self._facts(args), self.site)
+
+    def _facts(self, args: Sequence[Any]) -> PassFacts:
+        start, rows, tokens, first_row, cache_rows, evicted, sink, batch, key_start, *bounds = self._numbers(args)
+        if tokens % rows:
+            raise HeadforceError(
+                "HF-FRAME",
+                site=self.site.name,
+                found=f"{tokens} query rows with {rows} tokens in a frame",
+                needed="whole frames",
+            )
+        return PassFacts(
+            start=start,
+            frames=tokens // rows,
+            rows=rows,
+            first_row=first_row,
+            cache_rows=cache_rows,
+            segments=tuple(zip(bounds[::2], bounds[1::2], strict=True)),
+            evicted=evicted,
+            sink=sink if sink >= 0 else None,
+            batch=batch,
+            key_start=key_start if self.site.cache.keys_rotated == "after" else None,
+            device=args[self.site.cache.k_index].device,
+        )
+
+    def _rotation(self, args: Sequence[Any]) -> Rotation:
+        tables = [args[i] for i in self._tables]
+        theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
+        return Rotation(theta, *rotated_pairs(self.site))

@@ -1,0 +1,360 @@
+"""View mode: the model keeps its cache, and attention reads the rows that a policy names."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import headforce
+from examples.causal_wan import Rollout
+from headforce import HeadforceError
+from headforce.kvpass.layers import viewed
+from headforce.policy import Policy
+from headforce.testing import zoo
+
+from .conftest import text, videos, wan
+from .oracle_model import oracle_model
+from .test_owned_identity import FILL_EVICT_RESTART, relative
+from .test_owned_policy import TOLERANCE
+
+EAGER = {"inner": "eager"}
+NATIVE = Policy({})
+LENGTHS = ([3] * 6, [3] * 3)
+# The tiny model holds 6 frames, so 3 of the past; with a sink of 1 they are frame 0 and the newest two.
+HEADS = """
+    headforce: 0
+    classes:
+      a: sink(1) | window(1)
+      b: sink(1)@collapse(3) | window(2)
+      c: drop()
+      d: 'window(2) | stride(4, phase="query", last=1)@clamp(2) & window(2)'
+    default: b
+    """
+BY_LAYER = HEADS + "heads: {0: {a: [0, 2], b: [1], c: [3]}, 1: {c: [0], d: [1, 3], a: [2]}}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_watched() -> Iterator[None]:
+    viewed.clear()
+    yield
+    viewed.clear()
+
+
+def bare(policy: Policy, **options: object) -> dict[str, object]:
+    return {**EAGER, "policy": policy, **options}
+
+
+@pytest.mark.parametrize("sink", [0, 1])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_native_is_bitwise(sink: int, batch: int) -> None:
+    model = wan(sink_size=sink)
+    eager = videos(model, model.config, FILL_EVICT_RESTART, batch)
+    compiled = torch.compile(model, backend="headforce", options=bare(NATIVE, verify="plan"), fullgraph=True)
+    for ours, theirs in zip(videos(compiled, model.config, FILL_EVICT_RESTART, batch), eager, strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(viewed) == 2
+    assert all(layer.launches == 8 * 3 for layer in viewed.values())
+
+
+def test_bfloat16_is_bitwise() -> None:
+    model = wan(dtype=torch.bfloat16)
+    eager = videos(model, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
+    compiled = torch.compile(model, backend="headforce", options=bare(NATIVE))
+    result = videos(compiled, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, eager, strict=True))
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_compiled_equals_eager_masked_to_the_oracle(prepared: bool, batch: int) -> None:
+    policy = Policy.loads(BY_LAYER)
+    model = wan(sink_size=1)
+    expected = videos(oracle_model(model, policy), model.config, LENGTHS, batch)
+    if prepared:
+        with headforce.prepare(model, policy=policy, mode="view", verify="plan") as session:
+            compiled = torch.compile(model, backend="headforce", options=EAGER, fullgraph=True)
+            result = videos(compiled, model.config, LENGTHS, batch)
+            assert session.launches == [9 * 3] * 2
+            assert session.misses == 0
+            assert session.pool_bytes == 0
+            assert session.report.count("rewritten") == 2 * session.report.graphs
+    else:
+        compiled = torch.compile(model, backend="headforce", options=bare(policy, verify="plan"), fullgraph=True)
+        result = videos(compiled, model.config, LENGTHS, batch)
+    for ours, theirs in zip(result, expected, strict=True):
+        assert relative(ours, theirs) < TOLERANCE
+
+
+def test_the_tolerance_would_show_one_dropped_frame() -> None:
+    policy = Policy.loads(BY_LAYER)
+    model = wan(sink_size=1)
+
+    def without_the_sink(head: int, read: dict[int, int]) -> dict[int, int]:
+        return {f: p for f, p in read.items() if (head, f) != (2, 0)}
+
+    whole = videos(oracle_model(model, policy), model.config, LENGTHS)
+    dropped = videos(oracle_model(model, policy, without_the_sink), model.config, LENGTHS)
+    assert all(relative(a, b) > 10 * TOLERANCE for a, b in zip(dropped, whole, strict=True))
+
+
+@pytest.mark.slow
+def test_inductor_is_within_rounding() -> None:
+    policy = Policy.loads(BY_LAYER)
+    model = wan(sink_size=1)
+    expected = videos(oracle_model(model, policy), model.config, LENGTHS)
+    compiled = torch.compile(model, backend="headforce", options={"policy": policy}, fullgraph=True)
+    result = videos(compiled, model.config, LENGTHS)
+    assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
+
+
+def test_the_models_cache_holds_what_eager_leaves_in_it() -> None:
+    model = wan(sink_size=1)
+    eager, ours = (Rollout(m, model.config, (1000.0, 625.0)) for m in (model, model))
+    ours.model = torch.compile(model, backend="headforce", options=bare(NATIVE))
+    for rollout in (eager, ours):
+        rollout.generate(text(model.config), [3] * 5)
+    for a, b in zip(eager.kv_cache, ours.kv_cache, strict=True):
+        assert torch.equal(a["k"], b["k"])
+        assert torch.equal(a["v"], b["v"])
+
+
+def test_irregular_chunks_and_a_warm_up() -> None:
+    policy = Policy.loads(
+        "headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a\nwarmup: {chunks: 2, rule: native()}"
+    )
+    model = wan(sink_size=1)
+    reference = Policy.loads(
+        "headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a\nwarmup: {chunks: 2, rule: 'sink(1) | span(5)'}"
+    )
+    lengths = ([1, 3, 3, 2, 3, 1], [2, 2, 2, 2])
+    expected = videos(oracle_model(model, reference), model.config, lengths)
+    result = videos(
+        torch.compile(model, backend="headforce", options=bare(policy, verify="plan")), model.config, lengths
+    )
+    assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
+
+
+def test_no_graph_is_added_by_a_second_policy() -> None:
+    model = wan(sink_size=1)
+    with headforce.prepare(model, policy=NATIVE, mode="view"):
+        compiled = torch.compile(model, backend="headforce", options=EAGER, fullgraph=True)
+        videos(compiled, model.config, LENGTHS)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs <= 5
+    policy = Policy.loads(BY_LAYER)
+    expected = videos(oracle_model(model, policy), model.config, LENGTHS)
+    with headforce.prepare(model, policy=policy, mode="view"):
+        result = videos(compiled, model.config, LENGTHS)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
+
+
+def test_owned_and_view_share_graphs() -> None:
+    models = [wan(0), wan(1)]
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
+    expected = [videos(oracle_model(model, policy), model.config, LENGTHS) for model in models]
+    sessions = [
+        headforce.prepare(model, policy=policy, mode=m) for model, m in zip(models, ("owned", "view"), strict=True)
+    ]
+    counts = []
+    for model, wanted in zip(models, expected, strict=True):
+        result = videos(torch.compile(model, backend="headforce", options=EAGER), model.config, LENGTHS)
+        assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, wanted, strict=True))
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1]
+    for session in sessions:
+        session.restore()
+
+
+# --- which layer is which ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["blocks", "graph break"])
+def test_a_graph_that_layers_share_needs_prepare_for_a_policy_by_layer(form: str) -> None:
+    policy = Policy.loads(BY_LAYER)
+    model = wan(sink_size=1)
+    expected = videos(oracle_model(model, policy), model.config, LENGTHS)
+
+    def compiled(options: dict[str, object]) -> object:
+        torch._dynamo.reset()
+        if form == "blocks":
+            for block in model.blocks:
+                block.compile(backend="headforce", options=options)
+            return model
+        model.blocks[0].ffn.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+        return torch.compile(model, backend="headforce", options=options)
+
+    with pytest.raises(HeadforceError, match="HF-LAYER-ID"):
+        videos(compiled(bare(policy)), model.config, ([3],))
+    with headforce.prepare(model, policy=policy, mode="view") as session:
+        result = videos(compiled(EAGER), model.config, LENGTHS)
+        assert session.launches == [9 * 3] * 2
+        assert session.misses == 0
+    assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
+
+
+def test_a_policy_that_treats_layers_alike_needs_no_numbers() -> None:
+    policy = Policy.loads(HEADS)
+    model = wan(sink_size=1, num_layers=3)
+    expected = videos(oracle_model(model, policy), model.config, LENGTHS)
+    for block in model.blocks:
+        block.compile(backend="headforce", options=bare(policy))
+    result = videos(model, model.config, LENGTHS)
+    assert len({layer.caches for layer in viewed.values()}) == 3
+    assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_caches_that_are_views_of_one_tensor(stacked: bool) -> None:
+    policy = Policy.loads(BY_LAYER)
+    model = wan(sink_size=1)
+    expected = videos(oracle_model(model, policy), model.config, LENGTHS)
+    rollout = Rollout(torch.compile(model, backend="headforce", options=bare(policy)), model.config, (1000.0, 625.0))
+    rollout._prepare_caches(text(model.config))
+    whole = torch.zeros(2, 2, *rollout.kv_cache[0]["k"].shape)
+    for layer, cache in enumerate(rollout.kv_cache):
+        cache["k"], cache["v"] = whole[layer] if stacked else whole[:, layer]
+    result = rollout.generate(text(model.config), LENGTHS[0], seed=0)
+    assert relative(result, expected[0]) < TOLERANCE
+
+
+def test_layers_that_share_memory_are_refused() -> None:
+    model = wan()
+    rollout = Rollout(torch.compile(model, backend="headforce", options=bare(NATIVE)), model.config)
+    rollout._prepare_caches(text(model.config))
+    shape = rollout.kv_cache[0]["k"].shape
+    whole = torch.zeros(shape[0], shape[1] + 4, *shape[2:])
+    for layer, cache in enumerate(rollout.kv_cache):
+        cache["k"] = whole[:, 4 * layer : 4 * layer + shape[1]]
+    with pytest.raises(HeadforceError, match="HF-ADOPT"):
+        rollout.generate(text(model.config), [3])
+
+
+def test_a_freed_cache_is_forgotten_even_if_its_address_comes_back() -> None:
+    model = wan(sink_size=1)
+    policy = Policy.loads(BY_LAYER)
+    compiled = torch.compile(model, backend="headforce", options=bare(policy))
+    expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
+    for _ in range(3):  # caches of the same size, one after the other
+        assert relative(videos(compiled, model.config, ([3] * 3,))[0], expected[0]) < TOLERANCE
+        gc.collect()
+        assert [key.expired for key in viewed] == [True, True]  # nothing of ours keeps a cache alive
+
+
+# --- saying no --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("window(4)", "HF-EVICTED"),  # 3 past frames fit
+        ("sink(1) | window(3)", "HF-EVICTED"),
+        ("stride(4, phase=0, last=2)", "HF-EVICTED"),
+        ("episodic(2, write=novel(0.5))", "HF-VIEW"),
+    ],
+)
+def test_rules_beyond_the_models_cache_are_refused_in_the_first_pass(rule: str, code: str) -> None:
+    model = wan(sink_size=1)
+    policy = Policy.loads(f"headforce: 0\nclasses: {{a: '{rule}'}}\ndefault: a")
+    compiled = torch.compile(model, backend="headforce", options=bare(policy))
+    with pytest.raises(HeadforceError, match=code):
+        videos(compiled, model.config, ([3],))
+
+
+def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> None:
+    model = wan(sink_size=0)
+    policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a")
+    compiled = torch.compile(model, backend="headforce", options=bare(policy))
+    videos(compiled, model.config, ([3, 3],))  # nothing is evicted yet
+    with pytest.raises(HeadforceError, match="HF-EVICTED"):
+        videos(compiled, model.config, ([3] * 4,))
+
+
+def test_gradients_are_refused_without_prepare() -> None:
+    layer = zoo.SelfAttention()
+    compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE))
+    x, start = next(zoo.inputs(1))
+    with pytest.raises(HeadforceError, match="HF-GRAD"):
+        compiled(x, layer.new_cache(), start)
+
+
+def test_a_policy_for_more_layers_than_the_graph_has() -> None:
+    model = wan()
+    policy = Policy.loads("headforce: 0\nclasses: {a: drop()}\nlayers: {2: a}")
+    with pytest.raises(HeadforceError, match="HF-POLICY-SHAPE"):
+        videos(torch.compile(model, backend="headforce", options=bare(policy)), model.config, ([3],))
+
+
+# --- other forms of models --------------------------------------------------------------------------------------
+
+
+def rollout_of(layer: zoo.SelfAttention, compiled: object, chunks: int, frames: int = 0) -> list[torch.Tensor]:
+    torch.manual_seed(5)
+    cache = layer.new_cache(frames=frames)
+    with torch.no_grad():
+        return [compiled(x, cache, start) for x, start in zoo.inputs(chunks, passes=1)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "core", "rope", "raw", "chunks"),
+    [
+        ("append", "sdpa", "complex", False, 5),
+        ("append", "sdpa_permuted", "turned", False, 5),
+        ("append", "sdpa_reshaped", "half", False, 5),
+        ("append", "sdpa_masked", "half_lanes", False, 5),
+        ("append", "sdpa_gqa", "stacked", False, 5),
+        ("append", "sdpa_repeated", "written", False, 5),
+        ("append", "written", "complex_batched", False, 5),
+        ("append", "written_einsum", "complex", False, 5),
+        ("append_short_window", "sdpa", "complex", False, 5),
+        ("append_copy", "sdpa", "complex", False, 3),
+        ("append_heads_first", "sdpa", "complex", False, 3),
+        ("append", "sdpa", "complex", True, 3),  # keys rotated when read: the clock is lost when the cache rolls
+        ("cat_past", "sdpa", "complex", False, 5),
+        ("cat_past", "sdpa_gqa", "half", False, 5),
+        ("cat_past", "sdpa", "complex", True, 5),
+        ("cat_window", "sdpa", "complex", False, 5),
+    ],
+)
+def test_every_form_under_native_and_under_a_policy(
+    protocol: str, core: str, rope: str, raw: bool, chunks: int
+) -> None:
+    layer = zoo.SelfAttention(rope, protocol, core, raw_cache=raw)
+    eager = rollout_of(layer, layer, chunks)
+    compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE, verify="plan"))
+    for ours, theirs in zip(rollout_of(layer, compiled, chunks), eager, strict=True):
+        assert relative(ours, theirs) < TOLERANCE
+    torch._dynamo.reset()
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
+    compiled = torch.compile(layer, backend="headforce", options=bare(policy, verify="plan"))
+    windowed = zoo.SelfAttention(rope, protocol, _newest(core, 3 * zoo.TOKENS), raw_cache=raw)
+    windowed.kv_heads = layer.kv_heads
+    windowed.k, windowed.v = layer.k, layer.v
+    windowed.load_state_dict(layer.state_dict())
+    expected = rollout_of(windowed, windowed, chunks)
+    for ours, theirs in zip(rollout_of(layer, compiled, chunks), expected, strict=True):
+        assert relative(ours, theirs) < TOLERANCE
+    assert relative(expected[-1], eager[-1]) > 10 * TOLERANCE
+
+
+def _newest(core: str, rows: int) -> object:
+    """`core` over the newest rows of what the protocol hands it."""
+    return lambda q, k, v: zoo.CORES[core][0](q, k[:, -rows:], v[:, -rows:])
+
+
+def test_a_past_of_unknown_frames_is_refused() -> None:
+    layer = zoo.SelfAttention(protocol="cat_past")
+    compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE))
+    with pytest.raises(HeadforceError, match="HF-CLOCK"):
+        rollout_of(layer, compiled, 1, frames=5)
+
+
+def test_a_warm_up_over_a_joined_past_is_refused() -> None:
+    layer = zoo.SelfAttention(protocol="cat_past")
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(2)}\ndefault: a\nwarmup: {chunks: 1}")
+    compiled = torch.compile(layer, backend="headforce", options=bare(policy))
+    with pytest.raises(HeadforceError, match="HF-VIEW"):
+        rollout_of(layer, compiled, 3)
