@@ -72,9 +72,13 @@ def _check_policy(session: Session | None, settings: Options) -> None:
 
 
 def _check_refused(report: SiteReport, settings: Options) -> None:
-    if report.refused and settings.on_refuse == "error":
-        first = report.refused[0]
-        raise HeadforceError(first.code, site=f"{first.site} ({first.where})", found=first.found, needed=first.needed)
+    errors = [
+        HeadforceError(r.code, site=f"{r.site} ({r.where})", found=r.found, needed=r.needed) for r in report.refused
+    ]
+    if errors and settings.on_refuse == "error":
+        raise errors[0]
+    for error in errors:
+        log.warning("headforce: left as it is: %s", error)
 
 
 def _check_gradients(example_inputs: Sequence[Any], report: SiteReport) -> None:

@@ -74,7 +74,14 @@ def active_session() -> Session | None:
 
 
 class Session:
-    """A prepared model. Made by `prepare`; `restore()` ends it."""
+    """A prepared model. Made by `prepare`; `restore()` ends it.
+
+    Attributes:
+        model, policy, adapter, mode, canonical, verify: as given to `prepare`.
+        report: every attention site of every graph that ran, and what became of it.
+        cache_sets: the streams, oldest first.
+        misses: in view mode, how often a layer's attention ran without its policy, because the pass was not compiled.
+    """
 
     def __init__(
         self, model: nn.Module, policy: Policy, adapter: Adapter, *, mode: str, canonical: bool, verify: bool
@@ -192,6 +199,12 @@ class Session:
     def native(self, cache_rows: int, tokens_per_frame: int) -> Rule:
         """What the unmodified model reads, for a cache of this size."""
         return self.adapter.native(self.model, cache_rows, tokens_per_frame)
+
+    def __str__(self) -> str:
+        held = f"{self.pool_bytes} bytes held" if self.mode == OWNED else f"{self.misses} misses"
+        name, ran = type(self.model).__name__, sum(self.launches)
+        head = f"{name}, {self.mode} mode: {len(self.cache_sets)} streams, {ran} launches, {held}"
+        return f"{head}\n{self.report}"
 
     @property
     def pool_bytes(self) -> int:

@@ -1,4 +1,8 @@
-"""A prepared model that runs without our code must say so: its cache is a shell, and its output would be garbage."""
+"""A prepared model that runs without our code must say so.
+
+In owned mode its cache is a shell, and its output would be garbage: an error. In view mode the model has run as it is,
+without its policy: a miss, which the session counts for every layer and pass.
+"""
 
 from __future__ import annotations
 
@@ -80,17 +84,19 @@ def test_gradients_are_refused() -> None:
             )
 
 
-def test_disabled_dynamo() -> None:
-    code = """
+@pytest.mark.parametrize(("mode", "printed"), [("owned", ["HF-EAGER"]), ("view", ["6"])])
+def test_disabled_dynamo(mode: str, printed: list[str]) -> None:
+    code = f"""
         import torch
         import headforce
         from headforce.policy import Policy
         from tests.kvpass.conftest import videos, wan
 
         model = wan()
-        headforce.prepare(model, policy=Policy({}))
+        session = headforce.prepare(model, policy=Policy({{}}), mode="{mode}")
         try:
             videos(torch.compile(model, backend="headforce"), model.config, ([3],))
+            print(session.misses)
         except headforce.HeadforceError as error:
             print(error.code)
         """
@@ -101,4 +107,74 @@ def test_disabled_dynamo() -> None:
         text=True,
         timeout=120,
     )
-    assert result.stdout.split() == ["HF-EAGER"], result.stderr
+    assert result.stdout.split() == printed, result.stderr
+
+
+# --- view mode --------------------------------------------------------------------------------------------------
+
+
+def test_misses_of_the_original_module_and_of_force_eager() -> None:
+    model = wan()
+    eager = videos(model, model.config, ([3] * 3,))
+    with headforce.prepare(model, policy=A, mode="view") as session:
+        assert torch.equal(videos(model, model.config, ([3] * 3,))[0], eager[0])
+        assert (session.misses, session.launches) == (9 * 2, [0, 0])
+        compiled = torch.compile(model, backend="headforce", options=EAGER)
+        with torch.compiler.set_stance("force_eager"):
+            videos(compiled, model.config, ([3],))
+        assert session.misses == 12 * 2
+        videos(compiled, model.config, ([3],))
+        assert (session.misses, session.launches) == (12 * 2, [3, 3])
+        assert "24 misses" in str(session)
+
+
+def test_misses_beyond_the_recompile_limit() -> None:
+    model = wan()
+    with (
+        headforce.prepare(model, policy=A, mode="view") as session,
+        torch._dynamo.config.patch(recompile_limit=1),
+    ):
+        videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3] * 3,))
+        assert session.misses + sum(session.launches) == 9 * 2
+        assert session.misses
+
+
+def test_misses_when_the_inner_compiler_fails_and_errors_are_suppressed() -> None:
+    def broken(module: torch.fx.GraphModule, inputs: list[object]) -> object:
+        raise RuntimeError("broken on purpose")
+
+    torch._dynamo.register_backend(broken, name="headforce_test_broken_view")
+    model = wan()
+    eager = videos(model, model.config, ([3],))
+    with (
+        headforce.prepare(model, policy=A, mode="view") as session,
+        torch._dynamo.config.patch(suppress_errors=True),
+    ):
+        options = {"inner": "headforce_test_broken_view"}
+        with pytest.raises(HeadforceError, match="HF-CACHE-UNREAD"):  # Dynamo goes on with smaller functions
+            videos(torch.compile(model, backend="headforce", options=options), model.config, ([3],))
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="headforce", options={**options, "on_refuse": "warn"})
+        assert torch.equal(videos(compiled, model.config, ([3],))[0], eager[0])
+        assert session.misses == 3 * 2
+
+
+def test_passes_that_went_by_unseen_do_not_confuse_the_clock() -> None:
+    """The cache rolls in an eager pass; the next compiled pass reads the right rows all the same."""
+    model = wan(sink_size=1)
+    policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1) | window(2)'}\ndefault: a")
+    eager = videos(model, model.config, ([3] * 7,))  # the rule is what the model itself reads
+    with headforce.prepare(model, policy=policy, mode="view", verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options=EAGER)
+        calls = 0
+
+        def switching(*args: object, **kwargs: object) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            # Chunks 0 to 3 compiled, the fifth eager (it evicts), then compiled again.
+            return (model if 12 < calls <= 15 else compiled)(*args, **kwargs)
+
+        result = videos(switching, model.config, ([3] * 7,))
+        assert session.misses == 3 * 2
+        assert session.launches == [18, 18]
+    assert torch.allclose(result[0], eager[0], rtol=0, atol=1e-5 * float(eager[0].abs().max()))
