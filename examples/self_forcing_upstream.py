@@ -4,9 +4,9 @@
     pip install diffusers einops
     python examples/self_forcing_upstream.py --repo Self-Forcing
 
-Nothing of the checkout is changed or copied: its `CausalWanModel` is imported, given random weights, and run in three
-ways - as it is, compiled with headforce under `native()`, compiled under a policy - over two videos in a row with the
-same caches. `--full` takes the dimensions of the 1.3B model at 480p instead of small ones.
+Nothing of the checkout is changed or copied: its `CausalWanModel` is imported, given random weights, and run in four
+ways - as it is, compiled with headforce under `native()` in owned and in view mode, and compiled under a policy - over
+two videos in a row with the same caches. `--full` takes the dimensions of the 1.3B model at 480p instead of small ones.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def run(
         side.seconds = seconds
     side.held = sum(cache[name].nbytes for cache in pipeline.kv_cache for name in ("k", "v"))
     if session is not None:
-        side.held, side.graphs = session.pool_bytes, session.report.graphs
+        side.held, side.graphs = session.pool_bytes or side.held, session.report.graphs
         side.launches = sum(session.launches) / len(session.launches) / (2 * arguments.chunks * arguments.passes)
         side.breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     return side
@@ -210,8 +210,10 @@ def main() -> None:
         cross.flash_attention = lambda q, k, v, k_lens=None, **_: attention(q, k, v)
         sides = [run("unmodified, eager", Pipeline(model, sizes, dtype), arguments, progress, None)]
         cross.flash_attention = original
-        for title, rules in (("headforce, native()", Policy({})), ("headforce, policy", policy)):
-            with headforce.prepare(model, policy=rules, canonical_order=rules is not policy, verify="plan") as session:
+        ours = (("native()", Policy({}), "owned"), ("native()", Policy({}), "view"), ("policy", policy, "owned"))
+        for name, rules, mode in ours:
+            title, ordered = f"headforce, {name}, {mode}", rules is not policy
+            with headforce.prepare(model, rules, mode=mode, canonical_order=ordered, verify="plan") as session:
                 compiled = torch.compile(model, backend="headforce", options={"inner": arguments.inner})
                 sides.append(run(title, Pipeline(compiled, sizes, dtype), arguments, progress, session))
     rows = [

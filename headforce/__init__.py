@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -9,15 +10,22 @@ from .errors import HeadforceError
 from .policy import Policy
 
 if TYPE_CHECKING:
+    from .kvpass.explain import explain
+    from .kvpass.explanation import Explanation
     from .kvpass.session import Session, prepare
 
-__all__ = ["HeadforceError", "Policy", "Session", "__version__", "prepare"]
+__all__ = ["Explanation", "HeadforceError", "Policy", "Session", "__version__", "explain", "prepare"]
+
+# Policies work without torch, so what needs torch is imported when it is asked for.
+_LAZY = {
+    "Explanation": ".kvpass.explanation",
+    "Session": ".kvpass.session",
+    "explain": ".kvpass.explain",
+    "prepare": ".kvpass.session",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Policies work without torch, so what needs torch is imported when it is asked for.
-    if name in ("prepare", "Session"):
-        from .kvpass import session
-
-        return getattr(session, name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

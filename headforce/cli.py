@@ -1,9 +1,10 @@
-"""The command line: `headforce plan`, `headforce demo` and `headforce errors`."""
+"""The command line: `headforce plan`, `headforce explain`, `headforce demo` and `headforce errors`."""
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -94,6 +95,32 @@ def plan(
             save_reads(bound, list(preview(bound, chunks)), png)
         except OSError as error:
             raise click.FileError(str(png), error.strerror) from error
+
+
+@main.command()
+@click.argument("call", metavar="FILE.py:FUNCTION")
+@click.option("--policy", type=click.Path(path_type=Path), help="A policy, to see what it would make of the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
+def explain(call: str, policy: Path | None, as_json: bool) -> None:
+    """Print what headforce finds in one call of a model, and what it refuses and why.
+
+    FUNCTION takes nothing and returns (model, args, kwargs) of the call, as in examples/one_call.py:first_chunk.
+    """
+    import torch
+
+    from .kvpass.explain import explain as explained
+
+    path, _, name = call.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise click.BadParameter(f"{call!r} names no file and function", param_hint="FILE.py:FUNCTION")
+    sys.path.insert(0, str(Path.cwd()))  # as `python FILE.py` would find the packages next to the user
+    function = runpy.run_path(path).get(name)
+    if not callable(function):
+        raise click.BadParameter(f"{path} has no function {name!r}", param_hint="FILE.py:FUNCTION")
+    model, args, kwargs = function()
+    with torch.no_grad():
+        explanation = explained(model, *args, policy=None if policy is None else str(policy), **kwargs)
+    click.echo(json.dumps(explanation.to_json()) if as_json else str(explanation))
 
 
 @main.command()

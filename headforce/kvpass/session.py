@@ -96,6 +96,7 @@ class Session:
         self._graphs: weakref.WeakSet[SiteGraph] = weakref.WeakSet()
         self.cache_sets: list[Caches] = []
         self.misses = 0
+        self._paused = False
         self.refusal: HeadforceError | None = None
         self._installed = adapter.install(model)
         self._hooks = [
@@ -107,7 +108,7 @@ class Session:
     # --- around every call of the model --------------------------------------------------------------------------
 
     def _before(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        if model is not self.model:
+        if model is not self.model or self._paused:
             return  # a deep copy takes hooks along; it is a model of its own
         caches = self.adapter.caches(model, args, kwargs)
         if not caches:
@@ -216,6 +217,15 @@ class Session:
         """How often every layer's attention ran, over all streams."""
         counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
         return [sum(layer) for layer in zip(*counts, strict=True)]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Calls of the model inside are none of the session's business."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def restore(self) -> None:
         """Leaves the model as it was: hooks removed, ordinary empty caches in place of the shells."""

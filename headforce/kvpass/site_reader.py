@@ -43,9 +43,10 @@ class SiteReader:
         """Tells the layer's caches that its site is about to run. Raises whatever they refuse, HF-FRAME, HF-ROPE."""
         if layer.caches.rotation is None:
             layer.caches.rotation = self._rotation(args)
-        layer.caches.enter(layer, self._facts(args), self.site)
+        layer.caches.enter(layer, self.facts(args), self.site)
 
-    def _facts(self, args: Sequence[Any]) -> PassFacts:
+    def facts(self, args: Sequence[Any]) -> PassFacts:
+        """What the site shows of a pass; HF-FRAME for a part of a frame. Without a clock, `start` is -1."""
         start, rows, tokens, first_row, cache_rows, evicted, sink, batch, key_start, *bounds = self._numbers(args)
         if tokens % rows:
             raise HeadforceError(

@@ -14,7 +14,7 @@ from ..lowering.operand_tables import operand_tables
 from ..lowering.plan import ChunkPlan, Planner
 from ..lowering.reach import check_reach
 from ..lowering.verify import check_operands
-from ..policy import Chunk, FrameSet, Policy, Rule, parse_rule
+from ..policy import BoundPolicy, Chunk, FrameSet, Policy, Rule, parse_rule
 from .layers import PassFacts
 
 KEPT = 64
@@ -71,15 +71,20 @@ class ViewPlans:
         key = (str(native), heads)
         if key not in self._planners:
             bound = self.policy.bind(layers=self.layers, heads=heads, native=native)
-            stateful = [r.rule for r in bound.distinct if r.rule.stateful or (r.warmup and r.warmup.stateful)]
-            if stateful:
-                raise HeadforceError(
-                    "HF-VIEW", found=f"{stateful[0]}, a rule with state", needed="rules of frame numbers alone"
-                )
-            if facts.cache_rows > facts.first_row or facts.evicted:  # a cache of fixed size
-                check_reach(bound, chunk, facts.cache_rows // facts.rows)
+            check_view(bound, chunk, facts)
             self._planners[key] = Planner(bound)
         return self._planners[key]
+
+
+def check_view(policy: BoundPolicy, chunk: Chunk, facts: PassFacts) -> None:
+    """HF-VIEW for rules with state; HF-EVICTED for rules beyond what the model's cache can hold from `chunk` on."""
+    stateful = [r.rule for r in policy.distinct if r.rule.stateful or (r.warmup and r.warmup.stateful)]
+    if stateful:
+        raise HeadforceError(
+            "HF-VIEW", found=f"{stateful[0]}, a rule with state", needed="rules of frame numbers alone"
+        )
+    if facts.cache_rows > facts.first_row or facts.evicted:  # a cache of fixed size
+        check_reach(policy, chunk, facts.cache_rows // facts.rows)
 
 
 def view_rule(held: FrameSet, chunk: Chunk, capacity: int) -> Rule:

@@ -123,10 +123,10 @@ class SelfForcingAdapter(Adapter):
         return hasattr(model, "_forward_inference") and hasattr(attention, "max_attention_size")
 
     def caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[LayerCache]:
-        from ..shell import is_shell
+        from ..layers import layer_of
 
         caches = self._arguments(model, args, kwargs).get(CACHE_ARGUMENT)
-        return [BoxedDictCache(cache, adopted=is_shell(cache["k"])) for cache in caches or []]
+        return [BoxedDictCache(cache, adopted=layer_of(cache["k"]) is not None) for cache in caches or []]
 
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         attention = model.blocks[0].self_attn  # type: ignore[union-attr, index]
