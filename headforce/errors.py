@@ -80,7 +80,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-CLOCK": Entry(
         "The position of a pass in the stream is not known, or contradicts itself.",
-        "The written range and the query start must move together, without a gap; an adapter may supply both.",
+        "The written range and the query start must move together, without a gap; an adapter may supply both. Passes that "
+        "ran uncompiled (a recompile limit) leave a gap too, unless the model was prepared.",
     ),
     # Lowering: pools, tables and targets.
     "HF-CAPACITY": Entry(

@@ -84,5 +84,5 @@ def measure(settings: Settings, progress: Progress, stack: ExitStack) -> Measure
 def _predicted(history: History, chunks: int) -> int:
     """What `headforce plan` says for a stream that is long enough to see the largest need."""
     policy = history.policy
-    longest = max(len(policy.endless(rule, CHUNK)) for rule in policy.distinct)
+    longest = max(sum(1 for _ in policy.endless(rule, CHUNK)) for rule in policy.distinct)
     return footprint(policy, Schedule((CHUNK,) * max(chunks, longest)), history.frame_bytes).pool_bytes

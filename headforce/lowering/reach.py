@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet
-
-LOOK_AHEAD = 4096
-"""Most chunks that are looked at."""
+from ..policy.bound import LOOK_AHEAD
 
 
 def check_reach(policy: BoundPolicy, first: Chunk, capacity: int) -> None:
@@ -17,7 +17,7 @@ def check_reach(policy: BoundPolicy, first: Chunk, capacity: int) -> None:
     """
     sinks = set(range(max(0, capacity - first.frames) + 1))
     for rule in policy.distinct:
-        for chunk in policy.endless(rule, first.frames, first)[:LOOK_AHEAD]:
+        for chunk in islice(policy.endless(rule, first.frames, first), LOOK_AHEAD):
             items = [item for query in chunk.queries for item in rule.read(chunk, query)]
             # What native() reads is held by its definition.
             needed = FrameSet.of(frame for item in items if item.kind != "native" for frame in item.frames)

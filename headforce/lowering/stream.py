@@ -201,7 +201,9 @@ class Stream:
         rooms: dict[str, int] = {}
         if rhythm not in self._rhythms:
             self._rhythms.add(rhythm)
-            rooms = {rule.text: self._room(rule, chunk) for rule in self.policy.distinct}
+            rooms = {
+                rule.text: self.policy.room(rule, chunk, self._longest) + chunk.frames for rule in self.policy.distinct
+            }
         grown = False
         for lane, next_ in zip(self.lanes, coming, strict=True):
             room = rooms.get(lane.rule.text, 0)
@@ -212,10 +214,6 @@ class Stream:
             grown |= room > lane.slots.pages
             lane.slots.grow(room)
         self.layout += grown
-
-    def _room(self, rule: HeadRule, first: Chunk) -> int:
-        ahead = self.policy.endless(rule, first.frames, first)
-        return max(self.policy.need(rule, chunk, self._longest) + chunk.frames for chunk in ahead)
 
 
 def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -75,6 +75,10 @@ class HeadRule:
         return min(chunk.start, size + self.reserve(chunk.start, longest), ever)
 
 
+LOOK_AHEAD = 4096
+"""Most chunks that are looked at one by one, after a warm-up, to find the largest need of a stream."""
+
+
 @dataclass(frozen=True)
 class Capacity:
     """Frames one head must have room for: `peak` at any time, `steady` after the warm-up."""
@@ -138,22 +142,41 @@ class BoundPolicy:
                 steady = max(steady, size)
         return Capacity(peak, steady)
 
-    def endless(self, rule: HeadRule, frames: int, first: Chunk | None = None) -> tuple[Chunk, ...]:
+    def endless(self, rule: HeadRule, frames: int, first: Chunk | None = None) -> Iterator[Chunk]:
         """Chunks of `frames` frames, from `first` on, that are enough to see the largest need of an endless stream.
 
-        Sets repeat, moved along, once every operator has settled; with a horizon the stream ends there.
+        Sets repeat, moved along, once every operator has settled; with a horizon the stream ends there. There may be
+        very many: periods of strides multiply.
         """
         horizon = self.policy.horizon
-        chunks = [first or Chunk(0, 0, frames)]
+        chunk = first or Chunk(0, 0, frames)
         steps = 1 + math.lcm(rule.rule.repeats(), frames) // frames
         settled = rule.rule.settles() + rule.reserve(sys.maxsize, frames)
         count = rule.warmup_chunks + -(-settled // frames) + steps
         if horizon is not None:
-            fit = max(0, (horizon - chunks[0].stop) // frames)
+            fit = max(0, (horizon - chunk.stop) // frames)
             count = fit if limit(rule.rule, frames) is None else min(count, fit)
+        yield chunk
         for _ in range(count):
-            chunks.append(chunks[-1].then(frames))
-        return tuple(chunks)
+            chunk = chunk.then(frames)
+            yield chunk
+
+    def room(self, rule: HeadRule, first: Chunk, longest: int = 0) -> int:
+        """Most frames that a head with `rule` holds in a stream that goes on from `first` in chunks of its size.
+
+        `longest` is the length of the longest chunk before. Exact within `LOOK_AHEAD` chunks; a rule whose need may
+        still grow behind them gets the room of its symbolic bound.
+        """
+        longest = max(longest, first.frames)
+        ever = [n for n in (limit(rule.rule, longest), self.policy.horizon) if n is not None]
+        size = 0
+        for i, chunk in enumerate(self.endless(rule, first.frames, first)):
+            size = max(size, self.need(rule, chunk, longest))
+            if chunk.index >= rule.warmup_chunks and size >= min(ever):
+                break
+            if i >= LOOK_AHEAD + rule.warmup_chunks:
+                return max(size, min(ever))
+        return size
 
 
 def bind(policy: Policy, layers: int, heads: int, native: Rule | None) -> BoundPolicy:

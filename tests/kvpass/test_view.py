@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -167,6 +169,40 @@ def test_owned_and_view_share_graphs() -> None:
     assert counts[0] == counts[1]
     for session in sessions:
         session.restore()
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad], ids=["inference_mode", "no_grad"])
+def test_grad_modes_copies_and_reloaded_weights(context: Callable[[], AbstractContextManager[None]]) -> None:
+    model, other = wan(0, sink_size=1), wan(1, sink_size=1)
+    policy = Policy.loads(BY_LAYER)
+    expected = [videos(oracle_model(m, policy), model.config, ([3] * 4,))[0] for m in (model, other)]
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="headforce", options=bare(policy))
+    with context():
+        assert relative(videos(compiled, model.config, ([3] * 4,))[0], expected[0]) < TOLERANCE
+        model.load_state_dict(other.state_dict())
+        assert relative(videos(compiled, model.config, ([3] * 4,))[0], expected[1]) < TOLERANCE
+        again = torch.compile(twin, backend="headforce", options=bare(policy))
+        assert relative(videos(again, model.config, ([3] * 4,))[0], expected[0]) < TOLERANCE
+
+
+def test_dynamic_shapes_and_dynamo_reset() -> None:
+    model = wan(sink_size=1)
+    policy = Policy.loads(HEADS)
+    expected = videos(oracle_model(model, policy), model.config, ([3] * 4, [3] * 3))
+    compiled = torch.compile(model, backend="headforce", options=bare(policy), dynamic=True)
+    rollout = Rollout(compiled, model.config, (1000.0, 625.0))
+    assert relative(rollout.generate(text(model.config), [3] * 4, seed=0), expected[0]) < TOLERANCE
+    torch._dynamo.reset()
+    assert relative(rollout.generate(text(model.config), [3] * 3, seed=1), expected[1]) < TOLERANCE
+
+
+def test_autocast_equals_autocast_eager() -> None:
+    model = wan(sink_size=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = videos(model, model.config, ([3] * 4,), dtype=torch.bfloat16)
+        compiled = torch.compile(model, backend="headforce", options=bare(NATIVE))
+        assert torch.equal(videos(compiled, model.config, ([3] * 4,), dtype=torch.bfloat16)[0], eager[0])
 
 
 # --- which layer is which ---------------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ def test_bytes_are_capacity_and_the_current_chunk(policy, frames, batch, value_d
     bound = policy.bind(layers=LAYERS, heads=HEADS, native=NATIVE)
     pool = pool_of(bound, batch, value_dim=value_dim)
     begin(pool, 0, frames)
-    chunks = bound.endless(bound.rules[0][0], frames)
+    chunks = [*bound.endless(bound.rules[0][0], frames)]
     need = sum(max(bound.need(rule, chunk) for chunk in chunks) + frames for row in bound.rules for rule in row)
-    if all(bound.endless(rule, frames) == chunks for rule in bound.distinct):
+    if all([*bound.endless(rule, frames)] == chunks for rule in bound.distinct):
         assert pool.nbytes == batch * need * ROWS * (4 + value_dim) * 4
     assert pool.nbytes == batch * ROWS * (4 + value_dim) * 4 * sum(
         pool.stream.lanes[lane].slots.pages for lane in pool.stream.lane_of.flat

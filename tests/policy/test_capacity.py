@@ -1,5 +1,7 @@
 """Capacity: reached, never exceeded, the same for an endless stream, and below its expression."""
 
+from itertools import islice
+
 import pytest
 import sympy
 from hypothesis import assume, given, settings
@@ -73,12 +75,13 @@ def test_an_endless_stream_needs_what_a_much_longer_one_does(rule, warmup, frame
     assume(limit(rule, frames) is not None)
     bound = bound_policy(rule, Warmup(*warmup) if warmup else None)
     head = bound.distinct[0]
-    enough = bound.endless(head, frames)
+    enough = [*islice(bound.endless(head, frames), 400)]
     assume(len(enough) < 400)
     longer = [*enough]
     for _ in range(len(enough) + 60):
         longer.append(longer[-1].then(frames))
     assert bound.capacity(head, enough) == bound.capacity(head, longer)
+    assert bound.room(head, Chunk(0, 0, frames)) == bound.capacity(head, longer).peak
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,22 @@ def test_what_settles_late(rule, peak):
     assert bound.capacity(bound.distinct[0], bound.endless(bound.distinct[0], 3)).peak == peak
 
 
+def test_periods_without_a_common_factor_do_not_take_for_ever():
+    """Four strides repeat together after 255,000 chunks; their need is known long before."""
+    rule = parse_rule(" | ".join(f"stride({p}, phase=0, last=3)" for p in (29, 31, 37, 41)))
+    bound = bound_policy(rule)
+    assert sum(1 for _ in islice(bound.endless(bound.distinct[0], 3), 100_000)) == 100_000
+    assert bound.room(bound.distinct[0], Chunk(0, 0, 3)) == 12
+    meeting = parse_rule("stride(9973, phase=0, last=1) | stride(9967, phase=1, last=1)")  # 2 from frame 9967 on
+    bound = bound_policy(meeting)
+    assert bound.room(bound.distinct[0], Chunk(0, 0, 3)) == 2
+    far = bound_policy(parse_rule("window(50000)"))  # its bound stands for what is out of sight
+    assert far.room(far.distinct[0], Chunk(0, 0, 1)) == 50000
+
+
 def test_a_stream_ends_at_its_horizon():
     bound = bound_policy(parse_rule("everything()"), horizon=20)
-    chunks = bound.endless(bound.distinct[0], 3)
+    chunks = [*bound.endless(bound.distinct[0], 3)]
     assert chunks[-1] == Chunk(5, 15, 3)
     assert bound.capacity(bound.distinct[0], chunks).peak == 15
     with pytest.raises(HeadforceError, match="HF-HORIZON"):

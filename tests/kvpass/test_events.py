@@ -72,10 +72,11 @@ def outputs(model: Callable[..., torch.Tensor], config, passes: Passes) -> list[
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_native_is_bitwise_equal_through(name: str) -> None:
+@pytest.mark.parametrize("mode", ["owned", "view"])
+def test_native_is_bitwise_equal_through(name: str, mode: str) -> None:
     model: CausalWan = wan()
     eager = outputs(model, model.config, EVENTS[name])
-    with headforce.prepare(model, policy=Policy({}), canonical_order=True, verify="plan"):
+    with headforce.prepare(model, policy=Policy({}), mode=mode, canonical_order=True, verify="plan"):
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
         for ours, theirs in zip(outputs(compiled, model.config, EVENTS[name]), eager, strict=True):
             assert torch.equal(ours, theirs)
