@@ -80,8 +80,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-CLOCK": Entry(
         "The position of a pass in the stream is not known, or contradicts itself.",
-        "The written range and the query start must move together, without a gap; an adapter may supply both. Passes that "
-        "ran uncompiled (a recompile limit) leave a gap too, unless the model was prepared.",
+        "The written range and the query start must move together, without a gap; an adapter may supply both. "
+        "Passes that ran uncompiled (a recompile limit) leave a gap too, unless the model was prepared.",
     ),
     # Lowering: pools, tables and targets.
     "HF-CAPACITY": Entry(
@@ -91,10 +91,6 @@ CATALOGUE: dict[str, Entry] = {
     "HF-FORGOTTEN": Entry(
         "A pass went back to earlier frames, or began inside the last pass, and needs frames that are no longer held.",
         "Rewrite from a frame that the rules still reach, or reset the stream and run it again from frame 0.",
-    ),
-    "HF-BATCH": Entry(
-        "Several videos in one batch under a rule with state, whose stores each video would fill differently.",
-        "Generate one video in each call, with caches of its own, or use rules without stores.",
     ),
     "HF-TARGET": Entry(
         "The compile options name a target that does not exist.",

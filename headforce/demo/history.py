@@ -60,4 +60,4 @@ def _cells(policy: BoundPolicy) -> Iterator[tuple[int, int]]:
 def _past(stream: Stream, layer: int, head: int) -> int:
     """Past frames that a head holds."""
     assert stream.chunk is not None
-    return len(stream.lanes[stream.lane_of[layer, head]].slots.held) - stream.chunk.frames
+    return len(stream.lane(layer, head).slots.held) - stream.chunk.frames

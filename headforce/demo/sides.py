@@ -109,7 +109,7 @@ def _records(session: Session) -> Records:
     def record(layer: int, head: int) -> Record | None:
         (caches,) = session.cache_sets
         assert caches.stream is not None
-        memory = caches.stream.lanes[caches.stream.lane_of[layer, head]].memory
+        memory = caches.stream.lane(layer, head).memory
         return memory.record if memory else None
 
     return record

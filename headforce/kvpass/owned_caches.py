@@ -80,7 +80,8 @@ class OwnedCaches(Caches):
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
         if self.stream is None:
-            stream = Stream(self.session.policy.bind(layers=len(self.layers), heads=site.heads, native=native))
+            bound = self.session.policy.bind(layers=len(self.layers), heads=site.heads, native=native)
+            stream = Stream(bound, facts.batch)
             self.pool = PagePool(stream, shape, canonical=self.session.canonical)
             self.stream = stream
         assert self.pool is not None

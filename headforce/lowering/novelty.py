@@ -18,6 +18,7 @@ from ..kernels.rotation import turn
 from ..policy import FrameSet
 from ..policy.memory import Decide
 from ..policy.ops.episodic import Episodic
+from .plan import Cell
 from .pool import PagePool
 from .stream import Decider, Lane, Stream
 
@@ -41,12 +42,12 @@ def novelty(pool: PagePool, theta: Tensor, first_pair: int, style: str) -> Decid
 
     Nothing is computed before the stream asks. Raises HF-DECISION for a store that is not `episodic`.
     """
-    similarities: dict[tuple[int, int], Similarity] = {}
+    similarities: dict[Cell, Similarity] = {}
 
-    def decider(layer: int, head: int, lane: Lane) -> Decide:
+    def decider(lane: Lane) -> Decide:
         if not similarities:
             similarities.update(_similarities(pool, theta, first_pair, style))
-        similarity = similarities[layer, head]
+        similarity = similarities[lane.first]
 
         def decide(store: str, held: tuple[FrameSet, ...], candidate: FrameSet) -> tuple[bool, FrameSet]:
             if not held:
@@ -78,13 +79,13 @@ def _least_novel(similarity: Similarity, held: Sequence[FrameSet], candidate: Fr
     return max(held, key=redundancy)  # the first of equals, and units are held oldest first
 
 
-def _similarities(pool: PagePool, theta: Tensor, first_pair: int, style: str) -> dict[tuple[int, int], Similarity]:
-    """The similarities of each head with state, by (layer, head)."""
+def _similarities(pool: PagePool, theta: Tensor, first_pair: int, style: str) -> dict[Cell, Similarity]:
+    """The similarities of each head with state."""
     assert pool.regions is not None
     lanes = [lane for lane in pool.stream.lanes if lane.memory is not None]
     frames = [_compared(pool.stream, lane) for lane in lanes]
     pages = [
-        int(pool.regions.base[lane.first[0], 0, lane.first[1]]) + lane.slots.slot[frame]
+        int(pool.regions.base[lane.first]) + lane.slots.slot[frame]
         for lane, its_frames in zip(lanes, frames, strict=True)
         for frame in its_frames
     ]

@@ -25,7 +25,7 @@ def operand_tables(plan: ChunkPlan, held: FrameSet, rows: int, batch: int) -> tu
     place = {frame: i for i, frame in enumerate((*held, *plan.chunk.queries))}
     parts = [[_runs(head, reading, plan, place, rows) for reading in head.readings] for head in plan.heads]
     room = max(len(head.readings) for head in plan.heads), max(sum(map(len, of_head)) for of_head in parts)
-    layers, heads = plan.which.shape
+    layers, _, heads = plan.which.shape
     base = np.zeros((layers, batch, heads), dtype=np.int64)
     return fill(plan.chunk, plan.heads, parts, plan.which, base, rows, room)
 
@@ -34,7 +34,7 @@ def _runs(head: HeadPlan, reading: Reading, plan: ChunkPlan, place: dict[int, in
     frames = [(int(frame), int(shift)) for frame, shift in reading.frames]
     missing = FrameSet.of(frame for frame, _ in frames if frame not in place)
     if missing:
-        layer, its_head = np.argwhere(plan.which == plan.heads.index(head))[0]
+        layer, _, its_head = np.argwhere(plan.which == plan.heads.index(head))[0]
         held = FrameSet.of(frame for frame in place if frame < plan.chunk.start)
         raise HeadforceError(
             "HF-EVICTED",

@@ -17,8 +17,11 @@ from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule, Item
 from ..policy.node import NOTHING_HELD, Held
 
-Memories = Mapping[tuple[int, int], HeadMemory]
-"""(layer, head) -> what its stateful operators hold. Heads whose rules have no state are not in it."""
+Cell = tuple[int, int, int]
+"""(layer, batch row, head): one head of one video."""
+
+Memories = Mapping[Cell, HeadMemory]
+"""What the stateful operators of each cell hold. Heads whose rules have no state are not in it."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +58,25 @@ class HeadPlan:
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """The plan of one chunk. `heads[which[layer, head]]` is the plan of a head."""
+    """The plan of one chunk. `heads[which[layer, row, head]]` is the plan of a head of one row of the batch."""
 
     chunk: Chunk
     heads: tuple[HeadPlan, ...]
     which: npt.NDArray[np.int32]
 
-    def of(self, layer: int, head: int) -> HeadPlan:
-        """The plan of one head."""
-        return self.heads[self.which[layer, head]]
+    def of(self, layer: int, head: int, row: int = 0) -> HeadPlan:
+        """The plan of one head of one row of the batch."""
+        return self.heads[self.which[layer, row, head]]
 
 
 class Planner:
-    """Plans the chunks of a stream under one policy."""
+    """Plans the chunks of a stream of `batch` videos under one policy."""
 
-    def __init__(self, policy: BoundPolicy) -> None:
+    def __init__(self, policy: BoundPolicy, batch: int = 1) -> None:
         self.policy = policy
         place = {rule.text: i for i, rule in enumerate(policy.distinct)}
-        self._which = np.array([[place[rule.text] for rule in row] for row in policy.rules], dtype=np.int32)
+        which = np.array([[place[rule.text] for rule in row] for row in policy.rules], dtype=np.int32)
+        self._which = np.repeat(which[:, None], batch, axis=1)
         self._stateful = [bool(rule.rule.stateful) for rule in policy.distinct]
 
     def plan(self, chunk: Chunk, memories: Memories | None = None) -> ChunkPlan:
@@ -96,23 +100,23 @@ class Planner:
         where = {i: plans.index(plan) for i, plan in enumerate(heads) if plan is not None}
         which = np.empty_like(self._which)
         seen: dict[tuple[int, tuple[tuple[str, FrameSet], ...]], int] = {}
-        for (layer, head), rule in np.ndenumerate(self._which):
+        for cell, rule in np.ndenumerate(self._which):
             if rule in where:
-                which[layer, head] = where[rule]
+                which[cell] = where[rule]
                 continue
-            if (layer, head) not in memories:
+            if cell not in memories:
                 raise HeadforceError(
                     "HF-DECISION",
-                    site=f"layer {layer}, head {head}",
+                    site="layer {}, batch row {}, head {}".format(*cell),
                     found=f"no memory for {self.policy.distinct[rule].rule}",
                     needed="one for every head with state",
                 )
-            held = memories[layer, head].held
+            held = memories[cell].held
             key = (int(rule), tuple(sorted(held.items())))
             if key not in seen:
                 seen[key] = len(plans)
                 plans.append(self._head(self.policy.distinct[rule], chunk, held))
-            which[layer, head] = seen[key]
+            which[cell] = seen[key]
         return ChunkPlan(chunk, tuple(plans), which)
 
     def _head(self, rule: HeadRule, chunk: Chunk, held: Held) -> HeadPlan:

@@ -33,15 +33,12 @@ class PagePool:
 
     `k` is [P, T, D] and `v` [P, T, Dv]; `reads`, `runs` and `pages` are lists with one tensor for each layer. Tensors
     keep their address for as long as `stream.layout` stays the same and chunks have the same size.
-
-    Raises HF-BATCH for several batch rows under a rule with state.
     """
 
     def __init__(self, stream: Stream, shape: PageShape, *, canonical: bool = False) -> None:
-        stateful = [lane.rule.rule for lane in stream.lanes if lane.memory is not None]
-        if stateful and shape.batch > 1:
+        if shape.batch != stream.batch:
             raise HeadforceError(
-                "HF-BATCH", found=f"{shape.batch} batch rows under {stateful[0]}", needed="a batch of one video"
+                "HF-SHAPE", found=f"pages for {shape.batch} videos", needed=f"{stream.batch}, as the stream has"
             )
         self.stream = stream
         self.shape = shape
@@ -89,7 +86,7 @@ class PagePool:
     def _lay_out(self) -> None:
         """New pools for larger regions; what is held moves along. Happens when a stream changes its rhythm, if ever."""
         old, old_k, old_v = self.regions, self.k, self.v
-        self.regions = Regions.of(self.stream, self.shape.batch)
+        self.regions = Regions.of(self.stream)
         self.k = self._empty(self.regions.pages, self.shape.head_dim)
         self.v = self._empty(self.regions.pages, self.shape.value_dim)
         if old is not None:

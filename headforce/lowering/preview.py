@@ -20,7 +20,7 @@ def preview(policy: BoundPolicy, schedule: Schedule) -> Iterator[ChunkPlan]:
     """
     planner = Planner(policy)
     memories = {
-        (layer, head): HeadMemory(rule.rule)
+        (layer, 0, head): HeadMemory(rule.rule)
         for layer, row in enumerate(policy.rules)
         for head, rule in enumerate(row)
         if rule.rule.stateful
@@ -41,7 +41,7 @@ def to_json(policy: BoundPolicy, schedule: Schedule, size: Footprint) -> dict[st
         heads = [_readings(head) for head in plan.heads]
         read = {
             str(layer): {str(head): heads[which] for head, which in enumerate(row)}
-            for layer, row in enumerate(plan.which)
+            for layer, row in enumerate(plan.which[:, 0])
         }
         chunks.append({"start": plan.chunk.start, "frames": plan.chunk.frames, "read": read})
     return {

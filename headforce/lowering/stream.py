@@ -16,7 +16,7 @@ from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule
 from ..policy.memory import Decide
 from .clock import Clock, Event
-from .plan import ChunkPlan, Planner
+from .plan import Cell, ChunkPlan, Planner
 from .slots import SlotMap
 
 __all__ = ["Decider", "Event", "Lane", "Stream"]
@@ -26,14 +26,14 @@ EMPTY = FrameSet()
 
 @dataclass
 class Lane:
-    """Heads whose regions always look alike: all heads of one stateless rule, or one head with state.
+    """Heads whose regions always look alike: all heads of one stateless rule, or one head of one video with state.
 
-    `first` is the (layer, head) of one of them, whose plan is the plan of all.
+    `first` is one of them, whose plan is the plan of all.
     """
 
     rule: HeadRule
     slots: SlotMap
-    first: tuple[int, int]
+    first: Cell
     memory: HeadMemory | None = None
 
     @property
@@ -42,9 +42,9 @@ class Lane:
         return self.memory.held if self.memory else {}
 
 
-Decider = Callable[[int, int, Lane], Decide]
-"""(layer, head, lane) -> the function that decides what the stores of that head write at a commit. It is called while
-the stream still is as it was during the last pass, whose keys are therefore still in their pages."""
+Decider = Callable[[Lane], Decide]
+"""The function that decides what the stores of a lane with state write at a commit. It is asked for while the stream
+still is as it was during the last pass, whose keys are therefore still in their pages."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,21 @@ class _Next:
 
 
 class Stream:
-    """One video being generated under one policy.
+    """A batch of videos being generated in step under one policy.
 
-    After `begin`, `chunk` and `plan` are those of the running pass, and `lanes[lane_of[layer, head]]` says which page
-    of a head's region holds which frame. `layout` counts how often regions had to grow: page pools follow it.
+    After `begin`, `chunk` and `plan` are those of the running pass, and `lanes[lane_of[layer, row, head]]` says which
+    page of a head's region holds which frame. `layout` counts how often regions had to grow: page pools follow it.
     """
 
-    def __init__(self, policy: BoundPolicy) -> None:
+    def __init__(self, policy: BoundPolicy, batch: int = 1) -> None:
         self.policy = policy
-        self.planner = Planner(policy)
+        self.batch = batch
+        self.planner = Planner(policy, batch)
         self.plan: ChunkPlan | None = None
         self.layout = 0
         self.events = dict.fromkeys(Event, 0)
         self.lanes: list[Lane] = []
-        self.lane_of: npt.NDArray[np.int32] = np.empty((policy.layers, policy.heads), dtype=np.int32)
+        self.lane_of: npt.NDArray[np.int32] = np.empty((policy.layers, batch, policy.heads), dtype=np.int32)
         self._make_lanes()
         self._clock = Clock()
         self._onward: Chunk | None = None
@@ -79,13 +80,17 @@ class Stream:
 
     def _make_lanes(self) -> None:
         shared: dict[str, int] = {}
-        for (layer, head), _ in np.ndenumerate(self.lane_of):
+        for layer, row, head in np.ndindex(self.lane_of.shape):
             rule = self.policy.rules[layer][head]
             if rule.text not in shared or rule.rule.stateful:
                 shared[rule.text] = len(self.lanes)
                 memory = HeadMemory(rule.rule) if rule.rule.stateful else None
-                self.lanes.append(Lane(rule, SlotMap(0), (layer, head), memory))
-            self.lane_of[layer, head] = shared[rule.text]
+                self.lanes.append(Lane(rule, SlotMap(0), (layer, row, head), memory))
+            self.lane_of[layer, row, head] = shared[rule.text]
+
+    def lane(self, layer: int, head: int, row: int = 0) -> Lane:
+        """The lane of one head of one row of the batch."""
+        return self.lanes[self.lane_of[layer, row, head]]
 
     @property
     def chunk(self) -> Chunk | None:
@@ -180,7 +185,7 @@ class Stream:
                 raise HeadforceError(
                     "HF-DECISION", found=f"no decision for {memory.rule}", needed="a decider for rules with state"
                 )
-            memory.commit(before, after, decide(*lane.first, lane))
+            memory.commit(before, after, decide(lane))
         return memory
 
     def _next_onward(self, clock: Clock) -> Chunk:
@@ -218,7 +223,7 @@ class Stream:
 
 def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:
     """HF-FORGOTTEN if the pass reads a frame that has no page any more."""
-    readings = plan.of(*lane.first).readings
+    readings = plan.heads[plan.which[lane.first]].readings
     needed = FrameSet.of({int(frame) for reading in readings for frame in reading.frames[:, 0]})
     if coming.memory is not None:
         needed |= coming.live  # a store may be offered frames that nothing reads now

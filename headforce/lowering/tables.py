@@ -30,19 +30,18 @@ class Regions:
     size: npt.NDArray[np.int64]
 
     @staticmethod
-    def of(stream: Stream, batch: int) -> Regions:
+    def of(stream: Stream) -> Regions:
         """Heads with one lane lie next to each other, batch row by batch row, so that they form one strided block."""
         pages = np.array([lane.slots.pages for lane in stream.lanes], dtype=np.int64)
-        size = np.repeat(pages[stream.lane_of][:, None], batch, axis=1)
-        base = np.zeros_like(size)
+        base = np.zeros(stream.lane_of.shape, dtype=np.int64)
         page = 0
         for layer, lane_of in enumerate(stream.lane_of):
-            for lane in dict.fromkeys(lane_of.tolist()):
-                members = np.flatnonzero(lane_of == lane)
-                block = np.arange(batch * len(members)).reshape(batch, len(members))
-                base[layer][:, members] = page + pages[lane] * block
-                page += int(pages[lane]) * block.size
-        return Regions(base, size)
+            for lane in dict.fromkeys(lane_of.flat):
+                members = lane_of == lane
+                count = int(members.sum())
+                base[layer][members] = page + pages[lane] * np.arange(count)
+                page += int(pages[lane]) * count
+        return Regions(base, pages[stream.lane_of])
 
     @property
     def pages(self) -> int:
@@ -76,7 +75,7 @@ def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool) -
     """
     assert stream.chunk is not None
     assert stream.plan is not None
-    plans = [stream.plan.of(*lane.first) for lane in stream.lanes]
+    plans = [stream.plan.heads[stream.plan.which[lane.first]] for lane in stream.lanes]
     parts = [
         [_merge(reading, _current(stream.chunk), lane.slots, rows, canonical) for reading in plan.readings]
         for lane, plan in zip(stream.lanes, plans, strict=True)
@@ -85,9 +84,8 @@ def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool) -
     layers, batch, heads = regions.base.shape
     pages = np.zeros((layers, batch, heads, stream.chunk.frames), dtype=np.int64)
     for i, lane in enumerate(stream.lanes):
-        layer, head = np.nonzero(stream.lane_of == i)
-        slots = np.array([lane.slots.slot[f] for f in stream.chunk.queries])
-        pages[layer, :, head] = regions.base[layer, :, head][..., None] + slots
+        members = stream.lane_of == i
+        pages[members] = regions.base[members][:, None] + [lane.slots.slot[f] for f in stream.chunk.queries]
     return Tables(reads, runs, pages.reshape(layers, batch * heads, -1))
 
 
@@ -103,7 +101,8 @@ def fill(
     """The arrays `reads` and `runs`, see `Tables`.
 
     Args:
-        plans: what heads read; head h of layer l has plan `which[l, h]`. parts: [plan][reading], its runs [n, 3].
+        plans: what heads read; the plan of a head is `which[l, b, h]`, where b may be one for all rows of the batch.
+        parts: [plan][reading], its runs [n, 3].
         base: [L, B, H], the row from which a head's runs count. rows: rows of a frame.
         room: G and R of `Tables`.
     """
@@ -113,20 +112,20 @@ def fill(
     runs = np.zeros((layers, batch, heads, most, len(RUN_FIELDS)), dtype=np.int32)
     reads[..., 0] = np.arange(batch)[:, None, None]
     reads[..., 1] = np.arange(heads)[:, None]
-    first_run = (np.arange(batch * heads) * most).reshape(batch, heads)
+    first_run = np.broadcast_to((np.arange(batch * heads) * most).reshape(batch, heads), base.shape)
+    which = np.broadcast_to(which, base.shape)
     for i, (plan, its_parts) in enumerate(zip(plans, parts, strict=True)):
-        layer, head = np.nonzero(which == i)
+        members = which == i
         relative = np.concatenate(its_parts)
-        part = runs[layer, :, head, : len(relative)]
-        part[...] = relative
-        part[..., 0] += base[layer, :, head][..., None].astype(np.int32)
-        runs[layer, :, head, : len(relative)] = part
+        part = np.repeat(relative[None], np.count_nonzero(members), axis=0)
+        part[..., 0] += base[members][:, None].astype(np.int32)
+        runs[members, : len(relative)] = part
         begin = 0
         for j, (reading, its_runs) in enumerate(zip(plan.readings, its_parts, strict=True)):
             query_row = (reading.queries[0] - chunk.start) * rows
-            reads[layer, :, head, j, 2:4] = query_row, len(reading.queries) * rows
-            reads[layer, :, head, j, 4] = first_run[:, head].T + begin
-            reads[layer, :, head, j, 5] = len(its_runs)
+            reads[members, j, 2:4] = query_row, len(reading.queries) * rows
+            reads[members, j, 4] = first_run[members] + begin
+            reads[members, j, 5] = len(its_runs)
             begin += len(its_runs)
     return reads.reshape(layers, -1, len(READ_FIELDS)), runs.reshape(layers, -1, len(RUN_FIELDS))
 

@@ -25,19 +25,19 @@ def check_plan(stream: Stream) -> None:
     assert chunk is not None
     assert plan is not None
     seen = set()
-    for (layer, head), index in np.ndenumerate(stream.lane_of):
+    for (layer, row, head), index in np.ndenumerate(stream.lane_of):
         rule, lane = stream.policy.rules[layer][head], stream.lanes[index]
         # Heads with the same rule, pages and plan are checked once.
-        key = (rule.text, int(index), int(plan.which[layer, head]))
+        key = (rule.text, int(index), int(plan.which[layer, row, head]))
         if key in seen:
             continue
         seen.add(key)
         try:
             _check_slots(lane.slots, chunk)
             record = lane.memory.record if lane.memory else None
-            _check_readings(rule, plan.of(layer, head), chunk, lane.slots.held, record)
+            _check_readings(rule, plan.of(layer, head, row), chunk, lane.slots.held, record)
         except HeadforceError as error:
-            raise error.at(f"layer {layer}, head {head}") from None
+            raise error.at(f"layer {layer}, batch row {row}, head {head}") from None
 
 
 def _check_slots(slots: SlotMap, chunk: Chunk) -> None:
@@ -85,12 +85,12 @@ def check_tables(pool: PagePool) -> None:
         found = _decoded(pool.reads[layer].tolist(), pool.runs[layer].tolist(), chunk, rows)
         written = pool.pages[layer].tolist()
         for b, head in np.ndindex(batch, heads):
-            slot = pool.stream.lanes[pool.stream.lane_of[layer, head]].slots.slot
+            slot = pool.stream.lane(layer, head, b).slots.slot
             base = int(regions.base[layer, b, head])
             current = [base + slot[frame] for frame in chunk.queries]
             _expect(layer, head, "pages written", written[b * heads + head], current)
             place = {frame: base + page for frame, page in slot.items()}
-            _check_keys(found, plan.of(layer, head), place, chunk, (layer, b, head))
+            _check_keys(found, plan.of(layer, head, b), place, chunk, (layer, b, head))
         _expect(layer, 0, "reads of no query", list(found), [])
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import headforce
+from examples.causal_wan import allocate_crossattn_cache, allocate_kv_cache
 from headforce.policy import Policy
 
 from .conftest import videos, wan
@@ -121,6 +122,58 @@ def test_episodic_memory_in_a_compiled_model() -> None:
         assert all(1 <= len(frames) <= 3 for frames in held)
         again = videos(compiled, model.config, ([3] * 6,))
     assert torch.equal(first[0], again[0])  # a new video begins with empty stores
+
+
+def test_episodic_memory_of_a_batch_is_that_of_its_videos() -> None:
+    """Two videos in one batch: each fills its own stores, as it does alone."""
+    policy = Policy.loads("""
+        headforce: 0
+        classes: {memory: 'sink(1) | episodic(2, write=novel(0.9)) | window(1)', last: window(1)}
+        default: last
+        heads: {0: {memory: [1]}, 1: {memory: [0, 3]}}
+        """)
+    model = wan()
+    config = model.config
+
+    def run(rows: slice) -> tuple[torch.Tensor, list[dict[object, object]]]:
+        noise = torch.randn(2, config.channels, 18, config.latent_height, config.latent_width, generator=_seeded(3))
+        noise[0] = noise[0, :, :1]  # a video that stands still has little that is novel
+        context = torch.randn(2, config.text_len, config.text_dim, generator=_seeded(4))
+        caches = {
+            "kv_cache": allocate_kv_cache(config, len(noise[rows])),
+            "crossattn_cache": allocate_crossattn_cache(config, len(noise[rows])),
+        }
+        with headforce.prepare(model, policy=policy, verify="plan") as session, torch.no_grad():
+            compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+            out = [
+                compiled(
+                    noise[rows, :, start : start + 3],
+                    torch.full((len(noise[rows]), 3), 500.0),
+                    context[rows],
+                    **caches,
+                    current_start=start * config.tokens_per_frame,
+                )
+                for start in range(0, 18, 3)
+            ]
+            stream = session.cache_sets[0].stream
+            stores: list[dict[object, object]] = [{} for _ in range(stream.batch)]
+            for lane in stream.lanes:
+                if lane.memory is not None:
+                    layer, row, head = lane.first
+                    stores[row][layer, head] = lane.memory.stores
+        return torch.cat(out, 2), stores
+
+    both, stores = run(slice(0, 2))
+    assert len(stores[0]) == len(stores[1]) == 3
+    assert stores[0] != stores[1]  # the videos differ, and so do their memories
+    for row in range(2):
+        alone, (its_stores,) = run(slice(row, row + 1))
+        assert its_stores == stores[row]
+        assert relative(both[row : row + 1], alone) < TOLERANCE
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_a_remap_without_known_rates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ class PoisonedPool(PagePool):
     def update(self):
         super().update()
         free = torch.ones(len(self.k), dtype=torch.bool)
-        for (layer, _, head), base in np.ndenumerate(self.regions.base):
-            slot = self.stream.lanes[self.stream.lane_of[layer, head]].slots.slot
+        for (layer, row, head), base in np.ndenumerate(self.regions.base):
+            slot = self.stream.lane(layer, head, row).slots.slot
             free[[int(base) + page for frame, page in slot.items() if frame < self.stream.history]] = False
         self.k[free], self.v[free] = torch.nan, torch.nan
 
@@ -81,7 +81,7 @@ class Rig:
         self.generator = torch.Generator().manual_seed(seed)
         self.theta = 0.1 + torch.rand(pairs, dtype=DOUBLE, generator=self.generator)
         self.scale = self.head_dim**-0.5
-        self.stream = Stream(policy)
+        self.stream = Stream(policy, batch)
         shape = PageShape(batch, tokens, self.head_dim, self.value_dim, dtype, torch.device("cpu"))
         self.pool = PoisonedPool(self.stream, shape, canonical=canonical)
         self.written = {}
@@ -130,7 +130,7 @@ class Rig:
 
     def _read(self, layer, batch, head, query, dtype):
         chunk, rule = self.stream.chunk, self.policy.rules[layer][head]
-        memory = self.stream.lanes[self.stream.lane_of[layer, head]].memory
+        memory = self.stream.lane(layer, head, batch).memory
         warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup else None
         reads = oracle.read(rule.rule, warmup, chunk, query, memory.record if memory else None)
         reads.update({frame: frame for frame in chunk.queries})

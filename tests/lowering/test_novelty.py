@@ -67,7 +67,7 @@ class Scenes:
         return event
 
     def memory(self, layer=0, head=0):
-        return self.rig.stream.lanes[self.rig.stream.lane_of[layer, head]].memory
+        return self.rig.stream.lane(layer, head).memory
 
     def held(self, store="episodic", layer=0, head=0):
         return [str(unit) for unit in self.memory(layer, head).stores.get(store, ())]

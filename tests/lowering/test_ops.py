@@ -30,7 +30,7 @@ class Pass:
             "c": parse_rule("drop()"),
         }
         policy = Policy(rules, heads={0: {"a": (0,), "b": (1,), "c": (2,)}}).bind(layers=1, heads=HEADS)
-        self.pool = PagePool(Stream(policy), PageShape(batch, ROWS, DIM, DIM, dtype, torch.device("cpu")))
+        self.pool = PagePool(Stream(policy, batch), PageShape(batch, ROWS, DIM, DIM, dtype, torch.device("cpu")))
         self.generator = torch.Generator().manual_seed(start)
         for begin in range(0, start + 1, frames):
             self.pool.stream.begin(begin, frames)

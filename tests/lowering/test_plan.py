@@ -16,7 +16,7 @@ def plans(bound, schedule, decide=None):
     """The plan of every chunk, with the memories that it was made from."""
     planner = Planner(bound)
     memories = {
-        (layer, head): HeadMemory(rule.rule)
+        (layer, 0, head): HeadMemory(rule.rule)
         for layer, row in enumerate(bound.rules)
         for head, rule in enumerate(row)
         if rule.rule.stateful
@@ -58,7 +58,7 @@ def check(policy, schedule, decide=None, layers=3, heads=4):
     for plan, memories in plans(bound, schedule, decide):
         for layer in range(layers):
             for head in range(heads):
-                record = memories[layer, head].record if (layer, head) in memories else None
+                record = memories[layer, 0, head].record if (layer, 0, head) in memories else None
                 rule = bound.rules[layer][head].rule
                 for query, found in reads(plan, layer, head).items():
                     assert found == oracle.read(rule, warmup, plan.chunk, query, record)
@@ -133,15 +133,15 @@ def test_heads_with_one_rule_share_a_plan():
     policy = Policy({"a": parse_rule("sink(1)"), "b": parse_rule("window(1)")}, "a", heads={1: {"b": (0, 2)}})
     plan = Planner(policy.bind(layers=2, heads=3)).plan(Chunk(1, 3, 3))
     assert len(plan.heads) == 2
-    assert plan.which.tolist() == [[0, 0, 0], [1, 0, 1]]
+    assert plan.which.tolist() == [[[0, 0, 0]], [[1, 0, 1]]]
 
 
 def test_heads_with_state_share_a_plan_while_they_hold_the_same():
     bound = bound_policy("episodic(2)", heads=3)
-    memories = {(0, head): HeadMemory(bound.rules[0][head].rule) for head in range(3)}
-    for (_, head), memory in memories.items():
+    memories = {(0, 0, head): HeadMemory(bound.rules[0][head].rule) for head in range(3)}
+    for (*_, head), memory in memories.items():
         memory.commit(Chunk(0, 0, 3), Chunk(1, 3, 3), lambda store, held, unit, head=head: (head < 2, held[:1]))
-    assert Planner(bound).plan(Chunk(1, 3, 3), memories).which.tolist() == [[0, 0, 1]]
+    assert Planner(bound).plan(Chunk(1, 3, 3), memories).which.tolist() == [[[0, 0, 1]]]
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_past_the_horizon():
 def test_no_memory_for_a_head_with_state():
     with pytest.raises(HeadforceError, match="HF-DECISION") as error:
         Planner(bound_policy("episodic(2)")).plan(Chunk(1, 3, 3))
-    assert error.value.site == "layer 0, head 0"
+    assert error.value.site == "layer 0, batch row 0, head 0"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from headforce.kernels.reference import write_pages
 from headforce.lowering.pool import PagePool, PageShape
 from headforce.lowering.stream import Event, Stream
 from headforce.lowering.verify import check_plan, check_tables
-from headforce.policy import Policy, parse_rule
+from headforce.policy import FrameSet, Policy, parse_rule
 from headforce.testing.strategies import decide_by, policies
 
 from .rig import Rig
@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 
 
 def pool_of(policy, batch=1, canonical=False, value_dim=3):
-    return PagePool(Stream(policy), PageShape(batch, ROWS, 4, value_dim, torch.float32, CPU), canonical=canonical)
+    shape = PageShape(batch, ROWS, 4, value_dim, torch.float32, CPU)
+    return PagePool(Stream(policy, batch), shape, canonical=canonical)
 
 
 def everywhere(rule, heads=HEADS, **kwargs):
@@ -52,12 +53,12 @@ def test_tables_say_what_the_plan_says(policy, sizes, batch, canonical):
 
 
 @settings(max_examples=30)
-@given(policies(LAYERS, HEADS, horizon=60, stores=True), sizes, st.integers(0, 99))
-def test_tables_of_rules_with_state(policy, sizes, seed):
-    pool, decide = pool_of(policy.bind(layers=LAYERS, heads=HEADS, native=NATIVE)), decide_by(seed)
+@given(policies(LAYERS, HEADS, horizon=60, stores=True), sizes, st.integers(0, 99), st.integers(1, 2))
+def test_tables_of_rules_with_state(policy, sizes, seed, batch):
+    pool, decide = pool_of(policy.bind(layers=LAYERS, heads=HEADS, native=NATIVE), batch), decide_by(seed)
     start = 0
     for frames in sizes:
-        begin(pool, start, frames, lambda layer, head, lane: decide)
+        begin(pool, start, frames, lambda lane: decide)
         check_tables(pool)
         start += frames
 
@@ -72,7 +73,7 @@ def test_bytes_are_capacity_and_the_current_chunk(policy, frames, batch, value_d
     need = sum(max(bound.need(rule, chunk) for chunk in chunks) + frames for row in bound.rules for rule in row)
     if all([*bound.endless(rule, frames)] == chunks for rule in bound.distinct):
         assert pool.nbytes == batch * need * ROWS * (4 + value_dim) * 4
-    assert pool.nbytes == batch * ROWS * (4 + value_dim) * 4 * sum(
+    assert pool.nbytes == ROWS * (4 + value_dim) * 4 * sum(
         pool.stream.lanes[lane].slots.pages for lane in pool.stream.lane_of.flat
     )
     assert pool.stream.layout == 1
@@ -157,7 +158,7 @@ def test_a_change_of_rhythm_keeps_what_is_held():
         for layer, (query, out) in enumerate(rig.run(start, frames)):
             torch.testing.assert_close(out, rig.expected(layer, query))
         layouts.add(rig.stream.layout)
-        assert len(rig.pool.k) == 2 * sum(rig.stream.lanes[lane].slots.pages for lane in rig.stream.lane_of.flat)
+        assert len(rig.pool.k) == sum(rig.stream.lanes[lane].slots.pages for lane in rig.stream.lane_of.flat)
     assert len(layouts) > 2
 
 
@@ -171,7 +172,7 @@ def test_pages_are_bitwise_what_was_written(policy, sizes, batch):
         start += frames
         for layer in range(LAYERS):
             for head in range(HEADS):
-                slots = rig.stream.lanes[rig.stream.lane_of[layer, head]].slots
+                slots = rig.stream.lane(layer, head).slots
                 for frame, slot in slots.slot.items():
                     for row in range(batch):
                         page = rig.pool.regions.base[layer, row, head] + slot
@@ -180,9 +181,25 @@ def test_pages_are_bitwise_what_was_written(policy, sizes, batch):
                         assert torch.equal(rig.pool.v[page], value[row, :, head])
 
 
-def test_a_batch_of_videos_is_refused_for_rules_with_state():
-    with pytest.raises(HeadforceError, match="HF-BATCH"):
-        pool_of(everywhere("episodic(2) | window(1)"), batch=2)
+def test_a_pool_has_the_batch_of_its_stream():
+    stream = Stream(everywhere("window(1)"), 2)
+    with pytest.raises(HeadforceError, match="HF-SHAPE"):
+        PagePool(stream, PageShape(3, ROWS, 4, 3, torch.float32, CPU))
+
+
+def test_each_video_of_a_batch_has_stores_of_its_own():
+    pool = pool_of(everywhere("episodic(2, write=novel(0.5)) | window(1)"), batch=2)
+
+    def by_row(lane):
+        # The first video writes every frame, the second none.
+        return lambda store, held, unit: (lane.first[1] == 0, held[0] if held else FrameSet())
+
+    for start in (0, 3, 6):
+        begin(pool, start, 3, by_row)
+        check_plan(pool.stream)
+        check_tables(pool)
+    stores = [pool.stream.lane(0, 1, row).memory.held["episodic"] for row in range(2)]
+    assert [list(frames) for frames in stores] == [[4, 5], []]
 
 
 # --- the checker is checked -------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class World:
         self.pages = [{} for _ in self.stream.lanes]
         self.decide = decide_by(seed)
 
-    def decider(self, layer, head, lane):
+    def decider(self, lane):
         """Decides at random; every unit has keys in pages of the pass before, or it could not be compared."""
         compared = set(_compared(self.stream, lane))
 
@@ -138,7 +138,7 @@ class World:
     def check_reads(self, layer, head):
         """What a head finds in its pages is what the newest write of each frame left."""
         stream, chunk = self.stream, self.stream.chunk
-        index = stream.lane_of[layer, head]
+        index = stream.lane_of[layer, 0, head]
         lane = stream.lanes[index]
         rule = self.policy.rules[layer][head]
         warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup else None
@@ -440,7 +440,7 @@ def test_a_rule_with_state_needs_a_decider():
 def test_the_last_chunk_before_a_rewrite_is_offered_to_the_stores():
     asked = []
 
-    def decider(layer, head, lane):
+    def decider(lane):
         return lambda store, held, unit: (asked.append(str(unit)) or True, FrameSet())
 
     stream = stream_of("episodic(9, write=novel(1))")
@@ -453,7 +453,7 @@ def test_the_last_chunk_before_a_rewrite_is_offered_to_the_stores():
 def test_frames_of_a_discarded_rewrite_are_offered_again():
     asked = []
 
-    def decider(layer, head, lane):
+    def decider(lane):
         return lambda store, held, unit: (asked.append(str(unit)) or False, FrameSet())
 
     stream = stream_of("episodic(9)")
@@ -489,7 +489,7 @@ def fault(name):
     elif name == "forgets a query":
         object.__setattr__(head, "readings", head.readings[1:])
     elif name == "swaps heads of one layer":
-        stream.plan.which[1] = stream.plan.which[1][::-1]
+        stream.plan.which[1] = stream.plan.which[1][:, ::-1]
     elif name == "swaps layers":
         stream.plan.which[:] = stream.plan.which[::-1]
     elif name == "gives up a page":
@@ -501,7 +501,7 @@ def fault(name):
     elif name == "gives no page to the chunk":
         lane.slots.slot.pop(14)
     elif name == "gives a head another lane":
-        stream.lane_of[1] = stream.lane_of[1][::-1]
+        stream.lane_of[1] = stream.lane_of[1][:, ::-1]
     return stream
 
 

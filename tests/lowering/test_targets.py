@@ -185,7 +185,7 @@ def test_heads_with_state_that_hold_the_same_are_one_call(calls):
     rig = Rig(policy.bind(layers=1, heads=4))
     for start in range(0, 12, 3):
         calls.clear()
-        rig.run(start, 3, lambda layer, head, lane: lambda store, held, unit: (not held, unit))
+        rig.run(start, 3, lambda lane: lambda store, held, unit: (not held, unit))
         assert len(calls) == 1
 
 
