@@ -96,6 +96,10 @@ CATALOGUE: dict[str, Entry] = {
         "The compile options name a target that does not exist.",
         "Use one of the names that the message lists.",
     ),
+    "HF-KERNEL": Entry(
+        "A kernel was asked for tensors that it does not take.",
+        "Use another target, such as sdpa, or convert the tensors; docs/kernels.md says what each kernel takes.",
+    ),
     "HF-VERIFY-PLAN": Entry(
         "A plan is not what the oracle says.",
         "This is a fault of headforce, or of an operator's `frames`; please report it with the policy.",
@@ -116,7 +120,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-EVICTED": Entry(
         "A rule reads frames that the model's own cache holds no more, and the model keeps its cache (view mode).",
-        "Keep to the model's window and sink, or call headforce.prepare(model, policy=...) to own the cache.",
+        "Keep to the model's window and sink, give a stream that ends before it evicts a `horizon`, or call "
+        "headforce.prepare(model, policy=...) to own the cache.",
     ),
     "HF-LAYER-ID": Entry(
         "A policy tells layers apart, and a graph that was compiled without prepare() does not say which they are.",

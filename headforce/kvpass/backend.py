@@ -23,7 +23,7 @@ from .options import Options, read_options
 from .report import Report
 from .session import Session, active_session, recording_refusals
 from .site import SiteReport
-from .site_graph import SiteGraph
+from .site_graph import SiteGraph, check_refused
 from .torch_private import own_copy
 
 log = logging.getLogger("headforce")
@@ -50,12 +50,13 @@ def headforce_backend(
         if session is not None:
             variant = session.mode
         if variant != PLAIN:
-            _check_refused(report, settings)
+            check_refused(report, settings)
             _check_gradients(example_inputs, report)
         if session is None:
             _note(report, variant)
         if not report.found:
-            return compile_inner(copied, example_inputs, settings)
+            compiled = compile_inner(copied, example_inputs, settings)
+            return _checked(compiled, report, settings) if report.refused and variant == PLAIN else compiled
         return SiteGraph(copied, example_inputs, settings, report, variant)
     except HeadforceError as error:
         return _refusing(error)
@@ -69,16 +70,6 @@ def _check_policy(session: Session | None, settings: Options) -> None:
             found="a policy in the options that is not the one given to prepare()",
             needed="one policy; leave it out of the options of a prepared model",
         )
-
-
-def _check_refused(report: SiteReport, settings: Options) -> None:
-    errors = [
-        HeadforceError(r.code, site=f"{r.site} ({r.where})", found=r.found, needed=r.needed) for r in report.refused
-    ]
-    if errors and settings.on_refuse == "error":
-        raise errors[0]
-    for error in errors:
-        log.warning("headforce: left as it is: %s", error)
 
 
 def _check_gradients(example_inputs: Sequence[Any], report: SiteReport) -> None:
@@ -97,6 +88,19 @@ def _note(report: SiteReport, variant: str) -> None:
             "options={'policy': ...} gives it one, headforce.prepare(model, policy=...) also frees its cache.",
             sites,
         )
+
+
+def _checked(compiled: Callable[..., Any], report: SiteReport, settings: Options) -> Callable[..., Any]:
+    """A graph in which nothing could be rewritten, and which a model may call that was prepared later."""
+
+    def run(*args: Any) -> Any:
+        session = active_session()
+        if session is not None:
+            with recording_refusals(session):
+                check_refused(report, settings)
+        return compiled(*args)
+
+    return run
 
 
 def _refusing(error: HeadforceError) -> Callable[..., Any]:

@@ -13,8 +13,9 @@ from torch.fx import GraphModule
 
 from ..errors import HeadforceError
 from ..lowering.footprint import footprint
+from ..lowering.plan import ChunkPlan
 from ..lowering.preview import preview
-from ..policy import FrameSet, Policy, Rule, Schedule
+from ..policy import FrameSet, Policy, Rule, Schedule, parse_rule
 from ..policy.chunk import Chunk
 from .capture import Adapter, find_adapter
 from .eligible import check_ownable, check_viewable
@@ -22,6 +23,7 @@ from .explanation import ClassLine, Explanation, Outlook, SiteFacts
 from .find import find_sites
 from .layers import PassFacts
 from .session import Session, session_of
+from .shell import is_shell, make_shell
 from .site import Site, SiteReport
 from .site_reader import SiteReader
 from .view_plans import check_view, view_rule
@@ -33,7 +35,8 @@ EVICTIONS = 2
 def explain(model: nn.Module, *args: Any, policy: Policy | str | None = None, **kwargs: Any) -> Explanation:
     """What headforce finds in `model(*args, **kwargs)`: every attention call, its cache, its RoPE, and every refusal.
 
-    The model runs once, on copies of the arguments and without being rewritten; its caches are left alone.
+    The model runs once, without being rewritten, on copies of the arguments, so caches that are passed to it are left
+    alone. A model that keeps its cache in itself is changed as by any other call.
 
     Args:
         model: any model, compiled or not, prepared or not. args, kwargs: the arguments of one call, caches included.
@@ -47,7 +50,7 @@ def explain(model: nn.Module, *args: Any, policy: Policy | str | None = None, **
         given = session.policy if session is not None else None
     else:
         given = policy if isinstance(policy, Policy) else Policy.load(policy)
-    args, kwargs = copy.deepcopy((args, kwargs))
+    args, kwargs = copy.deepcopy((args, kwargs), _shells(session, model, args, kwargs))
     recorder = _Recorder()
     breaks = dict(_graph_breaks())
     with _traceable(model, session, args, kwargs) as adapter:
@@ -66,6 +69,15 @@ def explain(model: nn.Module, *args: Any, policy: Policy | str | None = None, **
         sites=tuple(sites),
         outlook=outlook,
     )
+
+
+def _shells(
+    session: Session | None, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[int, Any]:
+    """A memo for `deepcopy` that exchanges shells for other shells: a real copy would take their full size."""
+    caches = session.adapter.caches(model, args, kwargs) if session is not None else []
+    tensors = [tensor for cache in caches for tensor in cache.tensors() if is_shell(tensor)]
+    return {id(tensor): make_shell(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}
 
 
 class _Recorder:
@@ -147,7 +159,8 @@ def _outlook(
     schedule = Schedule((facts.frames,) * count)
     frame_bytes = facts.batch * facts.rows * (site.head_dim + site.value_dim) * site.cache.dtype.itemsize
     size = footprint(bound, schedule, frame_bytes)
-    *_, last = preview(bound, schedule)
+    plans = list(preview(bound, schedule))
+    last = plans[-1]
     dense = len(native.frames(last.chunk, last.chunk.start)) + facts.frames
     reads = [[last.of(layer, head).kept for head in range(bound.heads)] for layer in range(bound.layers)]
     classes: dict[tuple[str | None, str], list[tuple[int, int]]] = {}
@@ -155,6 +168,7 @@ def _outlook(
         for head, rule in enumerate(row):
             classes.setdefault((bound.classes[layer][head], str(rule.rule)), []).append((layer, head))
     cells = bound.layers * bound.heads
+    unviewed = _why_not(check_view, bound, Chunk(0, 0, facts.frames), facts)
     return Outlook(
         chunk=last.chunk.index,
         frames=facts.frames,
@@ -166,13 +180,27 @@ def _outlook(
         ),
         pool_bytes=size.pool_bytes,
         dense_bytes=size.dense_bytes,
-        not_viewed=_why_not(check_view, bound, Chunk(0, 0, facts.frames), facts),
+        not_viewed=_why_not(check_view, bound, Chunk(0, 0, facts.frames), facts)
+        or _why_not(_check_kept, plans, native),
         flops=sum(kept + facts.frames for row in reads for kept in row) / (cells * dense),
     )
+
+
+def _check_kept(plans: Sequence[ChunkPlan], native: Rule) -> None:
+    """HF-EVICTED if a plan reads what a model with the rule `native` does not read there."""
+    for plan in plans:
+        read = FrameSet.of(int(f) for head in plan.heads for reading in head.readings for f in reading.frames[:, 0])
+        missing = read - native.frames(plan.chunk, plan.chunk.start)
+        if missing:
+            raise HeadforceError(
+                "HF-EVICTED", found=f"frames {missing} read at frame {plan.chunk.start}", needed=f"frames of {native}"
+            )
 
 
 def _native(facts: PassFacts, adapter: Adapter | None, model: nn.Module) -> Rule:
     if adapter is not None:
         return adapter.native(model, facts.cache_rows, facts.rows)
+    if facts.read_rows // facts.rows < facts.start + facts.frames:
+        return parse_rule(f"span({facts.read_rows // facts.rows})")
     chunk = Chunk(0, facts.start, facts.frames)
     return view_rule(FrameSet.interval(0, facts.start), chunk, facts.cache_rows // facts.rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import sympy
 from torch.fx import GraphModule, Node
 
 from .graph_view import GraphView
@@ -190,12 +191,13 @@ def _check_sizes(
         view.facts.equal(q["batch"], k["batch"])
         and view.facts.equal(q["batch"], v["batch"])
         and view.facts.equal(k["seq"], v["seq"])
+        and view.ensure(sympy.Eq(q["seq"], k["seq"]))
     )
     if not (fits and same):
         raise Refused(
             "HF-LAYOUT",
             f"query {q}, new key {k}, new value {v}",
-            "one batch, one number of new rows, heads a multiple of K/V heads",
+            "one batch, a query for each new row of K and V, heads a multiple of K/V heads",
         )
     groups = int(q["head"]) // int(k["head"])
     repeated = [a.stride for c in (call.k, call.v) for a in _head_atoms(view, c)]

@@ -81,7 +81,7 @@ class Layer:
     evicted: int | None = 0
     sink: int | None = None
 
-    def follow(self, facts: PassFacts) -> int:
+    def rows_evicted(self, facts: PassFacts) -> int:
         """The rows evicted since the stream began; HF-CLOCK unless cache and RoPE stand at one and the same frame."""
         before = facts.start * facts.rows - facts.first_row - facts.evicted if self.evicted is None else self.evicted
         evicted = 0 if facts.start == 0 else before + facts.evicted
@@ -93,10 +93,14 @@ class Layer:
                 f" after {evicted} evicted rows, which is frame {(facts.first_row + evicted) / facts.rows:g}",
                 needed="one and the same frame",
             )
+        return evicted
+
+    def ran(self, facts: PassFacts, evicted: int) -> None:
+        """The site is launched: from here on its pass counts."""
         self.evicted = evicted
         if facts.sink is not None:
             self.sink = facts.sink
-        return evicted
+        self.launches += 1
 
 
 class Caches(ABC):

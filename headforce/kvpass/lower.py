@@ -6,8 +6,8 @@ attention reads the operands that the model made for its own, of which the table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,14 +44,15 @@ def lower_owned(
     k_pool = added.add("hf_k_pool", (24, rows, first.head_dim), first.cache.dtype, device, (0, 1))
     v_pool = added.add("hf_v_pool", (24, rows, first.value_dim), first.cache.dtype, device, (0, 1))
     theta = _theta(added, device)
-    for i, site in enumerate(sites):
+    replaced: dict[Node, Node] = {}
+    for i, site in enumerate(_in_turn(sites, replaced)):
         reads, runs = _tables(added, i, device)
         pages = added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1))
         with module.graph.inserting_before(site.node):
             key = _arranged(module.graph, site.new_key, site.cache.dtype)
             value = _arranged(module.graph, site.new_value, site.cache.dtype)
             module.graph.call_function(torch.ops.headforce.write_pages.default, (key, value, k_pool, v_pool, pages))
-        _replace(module.graph, site, (k_pool, v_pool, reads, runs, theta), site.scale, target)
+        replaced[site.node] = _replace(module.graph, site, (k_pool, v_pool, reads, runs, theta), site.scale, target)
         _erase_unused(module.graph, (*site.cache.roll_nodes, *site.cache.write_nodes), written=True)
     return _finished(module, added)
 
@@ -65,11 +66,12 @@ def lower_view(
     """
     added = AddedInputs(module, example_inputs)
     theta = _theta(added, device)
-    for i, site in enumerate(sites):
+    replaced: dict[Node, Node] = {}
+    for i, site in enumerate(_in_turn(sites, replaced)):
         tables = _tables(added, i, device)
         with module.graph.inserting_before(site.node):
             key, value = (_arranged(module.graph, o, o.dtype) for o in (site.key, site.value))
-        _replace(module.graph, site, (key, value, *tables, theta), site.key_scale, target)
+        replaced[site.node] = _replace(module.graph, site, (key, value, *tables, theta), site.key_scale, target)
     return _finished(module, added)
 
 
@@ -84,7 +86,15 @@ def _tables(added: AddedInputs, i: int, device: torch.device) -> tuple[Node, Nod
     )
 
 
-def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, target: str) -> None:
+def _in_turn(sites: Sequence[Site], replaced: Mapping[Node, Node]) -> Iterator[Site]:
+    """The sites in order. An operand that is the result of an earlier site is what took that one's place by then."""
+    for site in sites:
+        names = ("query", "new_key", "new_value", "key", "value")
+        operands = {name: getattr(site, name) for name in names}
+        yield replace(site, **{n: replace(o, node=replaced.get(o.node, o.node)) for n, o in operands.items()})
+
+
+def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, target: str) -> Node:
     """Puts ragged attention over `sources` (key, value, reads, runs, theta) in the place of the site's attention."""
     with graph.inserting_before(site.node):
         query = _arranged(graph, site.query, site.dtype)
@@ -95,6 +105,7 @@ def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, ta
     result.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(result)
     _erase_unused(graph, (site.node,))
+    return result
 
 
 def _erase_unused(graph: Graph, nodes: Sequence[Node], *, written: bool = False) -> None:

@@ -76,7 +76,7 @@ class OwnedCaches(Caches):
 
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
         """A layer's site runs: checks the clock, and lets the stream advance if this is the first layer to do so."""
-        layer.follow(facts)
+        evicted = layer.rows_evicted(facts)
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
         if self.stream is None:
@@ -102,7 +102,7 @@ class OwnedCaches(Caches):
                 check_plan(self.stream)
                 check_tables(self.pool)
             self._checked = self.stream.plan
-        layer.launches += 1
+        layer.ran(facts, evicted)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Pools and theta, then (reads, runs, pages) of each layer."""

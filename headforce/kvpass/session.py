@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from .view_plans import ViewPlans
 
 if TYPE_CHECKING:
     from .site_graph import SiteGraph
+
+log = logging.getLogger("headforce")
 
 _ACTIVE = threading.local()
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
@@ -143,6 +146,13 @@ class Session:
             raise self.refusal
         if isinstance(current, ViewCaches):
             # The model has run as it is, with a cache that is all there.
+            if not self.misses:
+                log.warning(
+                    "headforce: %s ran a pass without its policy in %d layers, because that was not compiled. "
+                    "session.misses counts them; this is said once.",
+                    type(self.model).__name__,
+                    len(odd),
+                )
             self.misses += len(odd)
             for layer, _ in odd:
                 current.lose_sight(layer)

@@ -7,6 +7,7 @@ caches it was given; a variant is compiled when it is first needed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,20 @@ from .site import SiteReport
 from .site_reader import SiteReader
 from .unprepared import Unprepared
 
+log = logging.getLogger("headforce")
+
 _LOWERINGS = {OWNED: (check_ownable, lower_owned), VIEW: (check_viewable, lower_view)}
+
+
+def check_refused(report: SiteReport, settings: Options) -> None:
+    """Raises for a site that cannot be rewritten, or logs it, as `on_refuse` says."""
+    errors = [
+        HeadforceError(r.code, site=f"{r.site} ({r.where})", found=r.found, needed=r.needed) for r in report.refused
+    ]
+    if errors and settings.on_refuse == "error":
+        raise errors[0]
+    for error in errors:
+        log.warning("headforce: left as it is: %s", error)
 
 
 class SiteGraph:
@@ -72,7 +86,16 @@ class SiteGraph:
         """The layers whose K caches these are; empty if headforce has nothing to do with them."""
         layers = [layer_of(key) for key in keys]
         known = [layer for layer in layers if layer is not None]
-        if self.settings.policy is not None and not any(layer.caches.session for layer in known):
+        policy = self.settings.policy
+        sessions = {layer.caches.session for layer in known} - {None}
+        if policy is not None and any(session.policy != policy for session in sessions if session is not None):
+            raise HeadforceError(
+                "HF-OPTION",
+                site="policy",
+                found="a policy in the options, and caches that a model was prepared with under another policy",
+                needed="one policy; leave it out of the options of a prepared model",
+            )
+        if policy is not None and not sessions:
             self._unprepared = self._unprepared or Unprepared(self.report, self.settings)
             return self._unprepared.layers(keys, known)
         if len(known) not in (0, len(layers)) or len({id(layer.caches) for layer in known}) > 1:
@@ -99,6 +122,7 @@ class SiteGraph:
         module, sites = torch_private.copy_graph(self._module, self.report.found)
         if name == PLAIN:
             return compile_inner(module, self._examples, self.settings)
+        check_refused(self.report, self.settings)
         check, lower = _LOWERINGS[name]
         for site in sites:
             check(site)

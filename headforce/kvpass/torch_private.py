@@ -186,16 +186,38 @@ class StorageKey:
         return bool(self._storage.expired())
 
     def overlaps(self, other: StorageKey) -> bool:
-        """True when the two share memory, as far as first and last element tell, without being one and the same."""
+        """True when the two share memory without being one and the same.
+
+        Exact for tensors of one shape whose dims are nested, such as slices of one larger tensor; for others as far as
+        first and last element tell.
+        """
         if self._place[0] != other._place[0] or self == other:
             return False
         (a, b), (c, d) = self._span, other._span
-        return a < d and c < b
+        if a >= d or c >= b:
+            return False
+        _, offset, shape, stride = self._place
+        _, other_offset, other_shape, other_stride = other._place
+        if (shape, stride) != (other_shape, other_stride):
+            return True
+        return _reachable(abs(offset - other_offset), sorted(zip(stride, shape, strict=True), reverse=True))
 
     @property
     def _span(self) -> tuple[int, int]:
         _, offset, shape, stride = self._place
         return offset, offset + 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+
+
+def _reachable(distance: int, dims: Sequence[tuple[int, int]]) -> bool:
+    """Whether `distance` is a sum of strides, each taken less often than its dim is long, forwards or backwards."""
+    if not dims:
+        return distance == 0
+    (stride, size), rest = dims[0], dims[1:]
+    if stride == 0:
+        return _reachable(distance, rest)
+    return any(
+        abs(n) < size and _reachable(distance - n * stride, rest) for n in {distance // stride, -(-distance // stride)}
+    )
 
 
 def storage_key(tensor: torch.Tensor) -> StorageKey:

@@ -60,13 +60,13 @@ class ViewCaches(Caches):
             cache.replace(*cache.tensors())
 
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
-        evicted = layer.follow(facts)
+        evicted = layer.rows_evicted(facts)
         chunk = self._chunk(facts)
         held = self._held(layer, facts, evicted)
         plan, tables = self.plans.at(chunk, held, facts, site.heads)
         self.check_remap(plan)
         self._tables[layer.number] = tuple(table[layer.number] for table in tables)  # type: ignore[assignment]
-        layer.launches += 1
+        layer.ran(facts, evicted)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Theta, then (reads, runs) of each layer."""
@@ -125,7 +125,7 @@ class ViewCaches(Caches):
 
     def _held(self, layer: Layer, facts: PassFacts, evicted: int) -> FrameSet:
         """The past frames in the rows that the model reads."""
-        sink = layer.sink if evicted else 0
+        sink = (facts.sink if facts.sink is not None else layer.sink) if evicted else 0
         if sink is None:
             raise HeadforceError(
                 "HF-CLOCK",
@@ -147,6 +147,13 @@ class ViewCaches(Caches):
                         needed="whole frames",
                     )
                 held |= FrameSet.interval((a + moved) // rows, (b + moved) // rows)
+        if (len(held) + facts.frames) * rows != facts.read_rows:
+            raise HeadforceError(
+                "HF-CACHE-RANGE",
+                site=f"layer {layer.number}",
+                found=f"attention over {facts.read_rows} rows, for frames {held} and a chunk of {facts.frames}",
+                needed=f"{rows} rows for each of these frames, and no others",
+            )
         self._check_keys(layer, facts, held)
         return held
 

@@ -12,24 +12,38 @@ from ..policy.bound import LOOK_AHEAD
 def check_reach(policy: BoundPolicy, first: Chunk, capacity: int) -> None:
     """HF-EVICTED if a rule will read frames that no cache of `capacity` frames, the chunk included, can still hold.
 
-    A full cache holds its first k frames, for some k, and the newest ones. Which k it is shows when it evicts; here a
-    rule is refused when no k would do. The chunks are those of a stream that goes on in the size of `first`.
+    A full cache holds its first k frames, for some k, and the newest ones. Which k it is shows when it evicts, and how
+    long later chunks are shows when they come; here a policy is refused when no k and no length up to that of `first`
+    would do. What passes may still be refused later, when the frames are gone.
     """
+    refusals = []
+    for frames in range(1, first.frames + 1):
+        refusal = _beyond(policy, Chunk(first.index, first.start, frames), capacity)
+        if refusal is None:
+            return
+        refusals.append(refusal)
+    raise refusals[-1]
+
+
+def _beyond(policy: BoundPolicy, first: Chunk, capacity: int) -> HeadforceError | None:
+    """The refusal of a stream that goes on in chunks of the size of `first`; None if some sink serves all of it."""
     sinks = set(range(max(0, capacity - first.frames) + 1))
     for rule in policy.distinct:
         for chunk in islice(policy.endless(rule, first.frames, first), LOOK_AHEAD):
+            if any(term.op.name == "native" for term in rule.at(chunk).terms):
+                continue  # what the model itself will read shows later
             items = [item for query in chunk.queries for item in rule.read(chunk, query)]
-            # What native() reads is held by its definition.
-            needed = FrameSet.of(frame for item in items if item.kind != "native" for frame in item.frames)
+            needed = FrameSet.of(frame for item in items for frame in item.frames)
             fits = {k for k in sinks if needed <= held(chunk, capacity, k)}
             if not fits:
-                raise HeadforceError(
+                return HeadforceError(
                     "HF-EVICTED",
                     site=f"rule {rule.at(chunk)}",
                     found=f"frames {needed} read at frame {chunk.start}",
                     needed=f"frames that a cache of {capacity} frames holds there, whatever its sink",
                 )
             sinks = fits
+    return None
 
 
 def held(chunk: Chunk, capacity: int, sink: int) -> FrameSet:

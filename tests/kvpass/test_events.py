@@ -98,4 +98,4 @@ def test_a_rewrite_that_needs_forgotten_frames_is_refused() -> None:
 def test_a_clock_that_contradicts_the_cache_is_refused(start: int, first_row: int) -> None:
     facts = PassFacts(start, 3, 24, first_row, cache_rows=144, segments=((0, first_row + 72),))
     with pytest.raises(HeadforceError, match="HF-CLOCK"):
-        Layer(None, 0).follow(facts)
+        Layer(None, 0).rows_evicted(facts)

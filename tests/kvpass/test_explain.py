@@ -11,10 +11,13 @@ import torch
 from click.testing import CliRunner
 
 import headforce
+from examples.causal_wan import Rollout
 from examples.one_call import first_chunk
 from headforce import HeadforceError
 from headforce.cli import main
+from headforce.kvpass import explain
 from headforce.kvpass.layers import owned, viewed
+from headforce.kvpass.shell import virtual_bytes
 from headforce.policy import Policy
 from headforce.testing import zoo
 
@@ -103,6 +106,35 @@ def test_a_prepared_model_is_explained_with_its_policy(mode: str) -> None:
         assert session.cache_sets == []  # the call was not the session's
         videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3],))
         assert session.launches == [3, 3]
+
+
+def test_shells_are_not_copied_at_their_full_size() -> None:
+    model = wan()
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
+    with headforce.prepare(model, policy=policy):
+        rollout = Rollout(torch.compile(model, backend="headforce", options=EAGER), model.config, (1000.0,))
+        rollout.generate(first_chunk()[1][2], [3])
+        before = virtual_bytes()
+        seen = []
+        original = explain.make_shell
+        explain.make_shell = lambda *args: seen.append(args) or original(*args)
+        try:
+            _, args, _ = first_chunk()
+            caches = {"kv_cache": rollout.kv_cache, "crossattn_cache": rollout.crossattn_cache}
+            assert headforce.explain(model, *args, **caches).count("found") == 2
+        finally:
+            explain.make_shell = original
+        assert len(seen) == 4  # K and V of two layers
+        assert virtual_bytes() == before  # and they are gone
+
+
+def test_the_rule_of_an_unknown_model_late_in_a_stream() -> None:
+    layer = zoo.SelfAttention()
+    cache = layer.new_cache()
+    for x, start in zoo.inputs(5, passes=1):
+        layer(x, cache, start)
+    outlook = headforce.explain(layer, x, cache, start, policy=Policy({})).outlook
+    assert outlook.native == "span(6)"
 
 
 def test_refusals_come_with_code_and_place() -> None:

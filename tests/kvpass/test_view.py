@@ -14,6 +14,7 @@ import headforce
 from examples.causal_wan import Rollout
 from headforce import HeadforceError
 from headforce.kvpass.layers import viewed
+from headforce.kvpass.torch_private import storage_key
 from headforce.policy import Policy
 from headforce.testing import zoo
 
@@ -280,14 +281,62 @@ def test_a_freed_cache_is_forgotten_even_if_its_address_comes_back() -> None:
         assert [key.expired for key in viewed] == [True, True]  # nothing of ours keeps a cache alive
 
 
+class Stack(torch.nn.Module):
+    """Layers that are called in any order, on caches in any order."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(zoo.SelfAttention() for _ in range(count))
+
+    def forward(self, x: torch.Tensor, caches: list[zoo.Cache], start: int, order: list[tuple[int, int]]):
+        for block, cache in order:
+            x = x + self.blocks[block](x, caches[cache], start)
+        return x
+
+
+@pytest.mark.parametrize("order", [[(1, 1), (0, 0)], [(1, 0), (0, 1)], [(0, 1), (1, 2)]])
+def test_numbers_are_those_of_caches_and_modules_or_refused(order: list[tuple[int, int]]) -> None:
+    """Layers that run in another order keep their numbers; names that disagree, or do not begin with 0, say nothing."""
+    stack = Stack(2)
+    policy = Policy.loads("headforce: 0\nclasses: {a: drop()}\nlayers: {0: a}")
+    compiled = torch.compile(stack, backend="headforce", options=bare(policy))
+    caches = [block.new_cache() for block in [*stack.blocks, stack.blocks[0]]]
+    x, start = next(zoo.inputs(1))
+    with torch.no_grad():
+        if order[0] != (1, 1):
+            with pytest.raises(HeadforceError, match="HF-LAYER-ID"):
+                compiled(x, caches, start, order)
+            return
+        compiled(x, caches, start, order)
+    assert viewed[storage_key(caches[0]["k"])].number == 0
+    assert viewed[storage_key(caches[1]["k"])].number == 1
+
+
+def test_interleaved_caches_are_not_taken_for_overlapping_ones() -> None:
+    stack = Stack(2)
+    compiled = torch.compile(stack, backend="headforce", options=bare(NATIVE))
+    caches = [block.new_cache(batch=2) for block in stack.blocks]
+    whole = torch.randn(2, 2, *caches[0]["k"].shape[1:])  # [B, L, C, H, D]
+    for layer, cache in enumerate(caches):
+        cache["k"] = whole[:, layer]
+    (x, start), *_ = zoo.inputs(1, batch=2)
+    expected = copy.deepcopy((stack, caches))
+    with torch.no_grad():
+        result = compiled(x, caches, start, [(0, 0), (1, 1)])
+        assert relative(result, expected[0](x, expected[1], start, [(0, 0), (1, 1)])) < TOLERANCE
+        # Another batch size in the same memory: the older cut is given up.
+        half = [{**cache, "k": cache["k"][:1], "v": cache["v"][:1], "held": 0, "seen": 0} for cache in caches]
+        compiled(x[:1], half, start, [(0, 0), (1, 1)])
+
+
 # --- saying no --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("rule", "code"),
     [
-        ("window(4)", "HF-EVICTED"),  # 3 past frames fit
-        ("sink(1) | window(3)", "HF-EVICTED"),
+        ("window(6)", "HF-EVICTED"),  # 5 past frames fit, if chunks become as short as they can
+        ("sink(1) | window(5)", "HF-EVICTED"),
         ("stride(4, phase=0, last=2)", "HF-EVICTED"),
         ("episodic(2, write=novel(0.5))", "HF-VIEW"),
     ],
@@ -309,12 +358,90 @@ def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> Non
         videos(compiled, model.config, ([3] * 4,))
 
 
+@pytest.mark.parametrize(
+    ("rule", "chunks"),
+    [
+        ("window(3)", [6, 3, 3, 3]),  # a prefill, after which chunks are shorter
+        ("window(4)", [3, 1, 1, 1, 1]),
+        ("window(3) & native()", [3] * 4),
+    ],
+)
+def test_what_the_cache_can_serve_is_not_refused(rule: str, chunks: list[int]) -> None:
+    model = wan()
+    policy = Policy.loads(f"headforce: 0\nclasses: {{a: '{rule}'}}\ndefault: a")
+    plain = Policy.loads(f"headforce: 0\nclasses: {{a: '{rule.split(' &')[0]}'}}\ndefault: a")
+    expected = videos(oracle_model(model, plain), model.config, (chunks,))
+    compiled = torch.compile(model, backend="headforce", options=bare(policy, verify="plan"))
+    assert relative(videos(compiled, model.config, (chunks,))[0], expected[0]) < TOLERANCE
+
+
+def test_a_rule_that_wants_too_much_is_refused_when_it_does() -> None:
+    model = wan()
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(4)}\ndefault: a")  # with chunks of 3, only 3 fit
+    compiled = torch.compile(model, backend="headforce", options=bare(policy))
+    videos(compiled, model.config, ([3, 3],))
+    for _ in range(2):  # and says the same when it is tried again
+        with pytest.raises(HeadforceError, match="HF-EVICTED"):
+            videos(compiled, model.config, ([3] * 3,))
+
+
+def test_a_refused_pass_is_refused_alike_when_it_is_tried_again() -> None:
+    model = wan()
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a\nhorizon: 6")
+    rollout = Rollout(torch.compile(model, backend="headforce", options=bare(policy)), model.config, (1000.0,))
+    rollout.generate(text(model.config), [3, 3])
+    x = torch.randn(1, model.config.channels, 3, model.config.latent_height, model.config.latent_width)
+    for _ in range(2):
+        with pytest.raises(HeadforceError, match="HF-HORIZON"):
+            rollout._forward(x, 500.0, text(model.config), 6)
+
+
 def test_gradients_are_refused_without_prepare() -> None:
     layer = zoo.SelfAttention()
     compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE))
     x, start = next(zoo.inputs(1))
     with pytest.raises(HeadforceError, match="HF-GRAD"):
         compiled(x, layer.new_cache(), start)
+
+
+def test_a_query_for_a_part_of_the_new_rows_is_refused() -> None:
+    """K and V of two frames, a query of one: which frame it is does not show."""
+    layer = zoo.SelfAttention(core=lambda q, k, v: zoo.sdpa(q[:, : zoo.TOKENS], k, v))
+    compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE))
+    with pytest.raises(HeadforceError, match="HF-LAYOUT"):
+        rollout_of(layer, compiled, 1)
+
+
+def test_another_models_caches_bring_no_other_policy() -> None:
+    model = wan()
+    other = Policy.loads("headforce: 0\nclasses: {a: drop()}\ndefault: a")
+    compiled = torch.compile(model, backend="headforce", options=bare(other))
+    near = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
+    with headforce.prepare(model, policy=near, mode="view"), pytest.raises(HeadforceError, match="HF-OPTION"):
+        videos(compiled, model.config, ([3],))
+
+
+def test_a_site_that_was_refused_before_prepare_is_refused_after_it() -> None:
+    """The graph was compiled when nobody had asked for anything."""
+    model = wan()
+
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        mask = torch.tril(torch.ones(q.shape[1], k.shape[1], dtype=torch.bool))
+        operands = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*operands, attn_mask=mask, dropout_p=0.1).transpose(
+            1, 2
+        )
+
+    from examples.causal_wan import attention
+
+    original, attention.attend = attention.attend, masked
+    try:
+        compiled = torch.compile(model, backend="headforce", options=EAGER)
+        videos(compiled, model.config, ([3],))
+        with headforce.prepare(model, policy=NATIVE, mode="view"), pytest.raises(HeadforceError, match="HF-DROPOUT"):
+            videos(compiled, model.config, ([3],))
+    finally:
+        attention.attend = original
 
 
 def test_a_policy_for_more_layers_than_the_graph_has() -> None:

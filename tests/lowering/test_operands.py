@@ -188,28 +188,23 @@ def test_what_a_full_cache_holds(frames, more, sink):
 
 @settings(max_examples=60)
 @given(policies(1, 2, horizon=60), st.integers(1, 3), st.integers(1, 12))
-def test_reach_refuses_what_no_sink_can_serve(policy, frames, more):
-    """Against trying every sink over the stream."""
+def test_reach_refuses_what_no_stream_can_serve(policy, frames, more):
+    """Against trying every sink and every size of chunks over the stream."""
     capacity = frames + more
-    native = parse_rule(f"span({capacity})")
-    bound = policy.bind(layers=1, heads=2, native=native)
-    first = Chunk(0, 0, frames)
-    stream = [first]
-    while stream[-1].stop + frames <= 60:
-        stream.append(stream[-1].then(frames))
+    bound = policy.bind(layers=1, heads=2, native=parse_rule(f"span({capacity})"))
 
-    def serves(sink):
-        return all(
-            set(item.frames) <= set(held(chunk, capacity, sink))
-            for rule in bound.distinct
-            for chunk in stream
-            for query in chunk.queries
-            for item in rule.read(chunk, query)
-            if item.kind != "native"
-        )
+    def serves(size, sink):
+        chunk = Chunk(0, 0, size)
+        while chunk.stop <= 60:
+            for rule in bound.distinct:
+                reads = {f for query in chunk.queries for item in rule.read(chunk, query) for f in item.frames}
+                if "native" not in str(rule.at(chunk)) and not reads <= set(held(chunk, capacity, sink)):
+                    return False
+            chunk = chunk.then(size)
+        return True
 
-    if any(serves(sink) for sink in range(more + 1)):
-        check_reach(bound, first, capacity)
+    if any(serves(size, sink) for size in range(1, frames + 1) for sink in range(capacity - size + 1)):
+        check_reach(bound, Chunk(0, 0, frames), capacity)
     else:
         with pytest.raises(HeadforceError, match="HF-EVICTED"):
-            check_reach(bound, first, capacity)
+            check_reach(bound, Chunk(0, 0, frames), capacity)
