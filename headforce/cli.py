@@ -1,4 +1,4 @@
-"""The command line: `headforce plan`, `headforce explain`, `headforce demo` and `headforce errors`."""
+"""The command line: `headforce plan`, `explain`, `kernels`, `demo` and `errors`."""
 
 from __future__ import annotations
 
@@ -160,6 +160,45 @@ def demo(as_json: bool, **choices: Any) -> None:
     for sentence in failed:
         click.echo(f"headforce: a check of the demo does not hold. {sentence}", err=True)
     sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--arch", "architectures", multiple=True, help="Such as sm90; several are possible [default: all].")
+@click.option("--dtype", "dtypes", multiple=True, help="bfloat16, float16 or float32 [default: all].")
+@click.option("--head-dim", "head_dims", multiple=True, type=click.IntRange(1), help="[default: 64 and 128]")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write report.json and the binaries to this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def kernels(
+    architectures: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    head_dims: tuple[int, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile the kernels for GPUs that need not be here; print registers, spills and shared memory."""
+    from .kernels.aot import TYPES, compile_all, save
+    from .kernels.config import ARCHITECTURES
+
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in TYPES}
+    for name in dtypes:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint="--dtype")
+    chosen = [known[name] for name in dtypes or known]
+    compiled = compile_all(architectures or ARCHITECTURES, chosen, head_dims or (64, 128))
+    report = [kernel.to_json() for kernel in compiled] if out is None else save(compiled, out)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("kernel", "for", "dtype", "head dim", "rotates", "registers", "local", "inner spills", "shared")
+        for kernel in compiled:
+            shared = f"{kernel.shared} of {kernel.shared_limit}"
+            row = (kernel.kernel, kernel.architecture, kernel.dtype, kernel.head_dim, "yes" if kernel.rotated else "no")
+            table.add_row(*map(str, (*row, kernel.registers, kernel.local, kernel.inner_spills, shared)))
+        Console(width=120).print(table)
+    sys.exit(0 if all(kernel.fits for kernel in compiled) else 1)
 
 
 @main.command()

@@ -13,8 +13,10 @@ from .rotation import turn
 RUN_FIELDS = ("row", "rows", "shift")
 """A run: `rows` adjacent rows from `row` on, whose keys are turned by `shift` frames."""
 
-READ_FIELDS = ("batch", "head", "query_row", "query_rows", "first_run", "runs")
-"""A read: which rows of the query, of which head and batch row, read which runs. Unused entries have no query rows."""
+READ_FIELDS = ("batch", "head", "query_row", "query_rows", "first_run", "runs", "parts", "slot")
+"""A read: which rows of the query, of which head and batch row, read which runs. Unused entries have no query rows.
+`parts` is into how many parts a kernel cuts the runs, and `slot` the row of its workspace where their results begin:
+this is about work and does not change the meaning."""
 
 
 def head_rows(source: Tensor, batch: int, head: int, heads: int) -> Tensor:
@@ -42,7 +44,7 @@ def ragged_attention(
         query: [B, S, H, D], rotated at the query's own frame.
         key: [P, T, D] pages of T rows, or [B, R, Hk, D]; keys rotated at their own frame. Hk divides H, and head h
             reads K/V head h // (H / Hk). value: the same with Dv.
-        reads: int32 [N, 6], see `READ_FIELDS`.
+        reads: int32 [N, 8], see `READ_FIELDS`.
         runs: int32 [N, 3], see `RUN_FIELDS`; row counts from the first row of the first page, or in an operand from
             the first row of the read's own batch row and head.
         theta: [Pt] radians that each temporal pair turns in one frame; empty where RoPE was not recognised.
@@ -54,7 +56,7 @@ def ragged_attention(
     """
     compute = torch.promote_types(query.dtype, torch.float32)
     out = query.new_zeros((*query.shape[:3], value.shape[-1]))
-    for batch, head, query_row, query_rows, first_run, count in reads.tolist():
+    for batch, head, query_row, query_rows, first_run, count, *_ in reads.tolist():
         if not query_rows or not count:
             continue
         keys, values = (head_rows(source, batch, head, query.shape[2]) for source in (key, value))

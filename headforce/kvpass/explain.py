@@ -180,8 +180,7 @@ def _outlook(
         ),
         pool_bytes=size.pool_bytes,
         dense_bytes=size.dense_bytes,
-        not_viewed=_why_not(check_view, bound, Chunk(0, 0, facts.frames), facts)
-        or _why_not(_check_kept, plans, native),
+        not_viewed=unviewed or _why_not(_check_kept, plans, native),
         flops=sum(kept + facts.frames for row in reads for kept in row) / (cells * dense),
     )
 

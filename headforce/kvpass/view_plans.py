@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import HeadforceError
 from ..lowering.operand_tables import operand_tables
 from ..lowering.plan import ChunkPlan, Planner
+from ..lowering.pool import processors_of
 from ..lowering.reach import check_reach
 from ..lowering.verify import check_operands
 from ..policy import BoundPolicy, Chunk, FrameSet, Policy, Rule, parse_rule
@@ -57,7 +58,7 @@ class ViewPlans:
         native = view_rule(held, chunk, facts.cache_rows // facts.rows)
         planner = self._planner(native, heads, chunk, facts)
         plan = planner.plan(chunk)
-        arrays = operand_tables(plan, held, facts.rows, facts.batch)
+        arrays = operand_tables(plan, held, facts.rows, facts.batch, processors_of(facts.device))
         if self.verify:
             check_operands(planner.policy, plan, arrays, held, facts.rows)
         with torch.inference_mode(False):

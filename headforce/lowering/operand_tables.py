@@ -13,12 +13,12 @@ from .plan import ChunkPlan, HeadPlan, Reading
 from .tables import Ints, fill, merged
 
 
-def operand_tables(plan: ChunkPlan, held: FrameSet, rows: int, batch: int) -> tuple[Ints, Ints]:
+def operand_tables(plan: ChunkPlan, held: FrameSet, rows: int, batch: int, processors: int = 0) -> tuple[Ints, Ints]:
     """`reads` and `runs` of every layer, see `Tables`; runs count rows of the operand, in the order of frames.
 
     Args:
         plan: the plan of the running chunk. held: the past frames in the operand, in front of the chunk.
-        rows: rows of a frame. batch: rows of the batch, which all read alike.
+        rows: rows of a frame. batch: rows of the batch, which all read alike. processors: see `schedule`.
 
     Raises HF-EVICTED if the plan reads a frame that the operand does not hold.
     """
@@ -27,7 +27,7 @@ def operand_tables(plan: ChunkPlan, held: FrameSet, rows: int, batch: int) -> tu
     room = max(len(head.readings) for head in plan.heads), max(sum(map(len, of_head)) for of_head in parts)
     layers, _, heads = plan.which.shape
     base = np.zeros((layers, batch, heads), dtype=np.int64)
-    return fill(plan.chunk, plan.heads, parts, plan.which, base, rows, room)
+    return fill(plan.chunk, plan.heads, parts, plan.which, base, rows, room, processors)
 
 
 def _runs(head: HeadPlan, reading: Reading, plan: ChunkPlan, place: dict[int, int], rows: int) -> Ints:

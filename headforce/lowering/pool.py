@@ -28,6 +28,11 @@ class PageShape:
     device: torch.device
 
 
+def processors_of(device: torch.device) -> int:
+    """Processors among which a launch is shared out; 0 where kernels do not run."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
 class PagePool:
     """Pools and tables of one stream.
 
@@ -68,7 +73,9 @@ class PagePool:
         if self._layout != self.stream.layout:
             self._lay_out()
         assert self.regions is not None
-        tables = build_tables(self.stream, self.regions, self.shape.rows, self.canonical)
+        tables = build_tables(
+            self.stream, self.regions, self.shape.rows, self.canonical, processors_of(self.shape.device)
+        )
         arrays = [torch.from_numpy(array) for array in (tables.reads, tables.runs, tables.pages)]
         if [t.shape for t in self._tables] != [a.shape for a in arrays]:
             with torch.inference_mode(False):

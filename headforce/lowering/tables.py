@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..policy import Chunk
 from .plan import HeadPlan, Reading
+from .schedule import schedule
 from .slots import SlotMap
 from .stream import Stream
 
@@ -57,7 +58,7 @@ class Tables:
     """The arrays of one chunk.
 
     Attributes:
-        reads: [L, B * H * G, 6], see `READ_FIELDS`; G is the most readings that a head may have.
+        reads: [L, B * H * G, 8], see `READ_FIELDS`; G is the most readings that a head may have.
         runs: [L, B * H * R, 3], see `RUN_FIELDS`; R is the most runs that a head may have.
         pages: [L, B * H, n], the page of every frame of the current chunk.
     """
@@ -67,7 +68,7 @@ class Tables:
     pages: npt.NDArray[np.int64]
 
 
-def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool) -> Tables:
+def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool, processors: int = 0) -> Tables:
     """The tables of the stream's current chunk, for pages of `rows` rows.
 
     With `canonical`, keys are read in the order of their frames, the chunk last; otherwise in the order of the pages,
@@ -80,7 +81,7 @@ def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool) -
         [_merge(reading, _current(stream.chunk), lane.slots, rows, canonical) for reading in plan.readings]
         for lane, plan in zip(stream.lanes, plans, strict=True)
     ]
-    reads, runs = fill(stream.chunk, plans, parts, stream.lane_of, regions.base * rows, rows, _room(stream))
+    reads, runs = fill(stream.chunk, plans, parts, stream.lane_of, regions.base * rows, rows, _room(stream), processors)
     layers, batch, heads = regions.base.shape
     pages = np.zeros((layers, batch, heads, stream.chunk.frames), dtype=np.int64)
     for i, lane in enumerate(stream.lanes):
@@ -97,6 +98,7 @@ def fill(
     base: npt.NDArray[np.int64],
     rows: int,
     room: tuple[int, int],
+    processors: int = 0,
 ) -> tuple[Ints, Ints]:
     """The arrays `reads` and `runs`, see `Tables`.
 
@@ -104,7 +106,7 @@ def fill(
         plans: what heads read; the plan of a head is `which[l, b, h]`, where b may be one for all rows of the batch.
         parts: [plan][reading], its runs [n, 3].
         base: [L, B, H], the row from which a head's runs count. rows: rows of a frame.
-        room: G and R of `Tables`.
+        room: G and R of `Tables`. processors: of the device, see `schedule`.
     """
     layers, batch, heads = base.shape
     readings, most = room
@@ -112,6 +114,7 @@ def fill(
     runs = np.zeros((layers, batch, heads, most, len(RUN_FIELDS)), dtype=np.int32)
     reads[..., 0] = np.arange(batch)[:, None, None]
     reads[..., 1] = np.arange(heads)[:, None]
+    key_rows = np.zeros((layers, batch, heads, readings), dtype=np.int64)
     first_run = np.broadcast_to((np.arange(batch * heads) * most).reshape(batch, heads), base.shape)
     which = np.broadcast_to(which, base.shape)
     for i, (plan, its_parts) in enumerate(zip(plans, parts, strict=True)):
@@ -126,8 +129,10 @@ def fill(
             reads[members, j, 2:4] = query_row, len(reading.queries) * rows
             reads[members, j, 4] = first_run[members] + begin
             reads[members, j, 5] = len(its_runs)
+            key_rows[members, j] = its_runs[:, 1].sum()
             begin += len(its_runs)
-    return reads.reshape(layers, -1, len(READ_FIELDS)), runs.reshape(layers, -1, len(RUN_FIELDS))
+    flat = reads.reshape(layers, -1, len(READ_FIELDS))
+    return schedule(flat, key_rows.reshape(layers, -1), processors), runs.reshape(layers, -1, len(RUN_FIELDS))
 
 
 def _room(stream: Stream) -> tuple[int, int]:

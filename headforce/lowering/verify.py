@@ -120,7 +120,7 @@ Decoded = dict[tuple[int, int, int], list[tuple[float, int]]]
 
 def _decoded(reads: list[list[int]], runs: list[list[int]], chunk: Chunk, rows: int) -> Decoded:
     found: Decoded = {}
-    for b, head, query_row, query_rows, first, count in reads:
+    for b, head, query_row, query_rows, first, count, *_ in reads:
         # Rows that are not whole frames come out as places that there are not.
         keys = [
             (row / rows + i, shift)

@@ -84,7 +84,7 @@ def sdpa(
 def _groups(reads: list[list[int]], runs: list[list[int]], paged: bool) -> Iterator[_Group]:
     """In pages, every head has its own region, and runs count from where it begins; in an operand, none has."""
     groups: dict[tuple[object, ...], _Group] = {}
-    for batch, head, query_row, query_rows, first, count in reads:
+    for batch, head, query_row, query_rows, first, count, *_ in reads:
         if not query_rows or not count:
             continue
         base = runs[first][0] if paged else 0

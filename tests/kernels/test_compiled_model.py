@@ -1,0 +1,29 @@
+"""A compiled model whose attention is the kernel, in the interpreter, under a policy that moves frames."""
+
+import pytest
+import torch
+
+import headforce
+from headforce.policy import Policy
+from tests.kvpass.conftest import videos, wan
+from tests.kvpass.oracle_model import oracle_model
+from tests.kvpass.test_owned_identity import relative
+
+POLICY = Policy.loads("""
+    headforce: 0
+    classes: {near: 'sink(1)@collapse(3) | window(1)', far: window(2), none: drop()}
+    default: near
+    heads: {1: {far: [0, 3], none: [1]}}
+    """)
+OPTIONS = {"inner": "eager", "target": "triton"}
+
+
+@pytest.mark.parametrize("mode", ["owned", "view"])
+def test_compiled_equals_eager_masked_to_the_oracle(mode):
+    torch._dynamo.reset()
+    model = wan(sink_size=1)
+    expected = videos(oracle_model(model, POLICY), model.config, ([3] * 3,))
+    with headforce.prepare(model, policy=POLICY, mode=mode, verify="plan") as session:
+        result = videos(torch.compile(model, backend="headforce", options=OPTIONS), model.config, ([3] * 3,))
+        assert session.launches == [9, 9]
+    assert relative(result[0], expected[0]) < 1e-5
