@@ -35,11 +35,11 @@ def run(*arguments):
 def test_every_kernel_compiles_and_fits(architecture, tmp_path):
     choice = ["--arch", architecture, "--dtype", "bfloat16", "--head-dim", "128", "--out", str(tmp_path), "--json"]
     if architecture == "sm90":
-        choice += ["--dtype", "float32", "--dtype", "float16", "--head-dim", "64"]
+        choice += ["--dtype", "float32"]
     done = run("-m", "headforce", "kernels", *choice)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert len(report) == 3 * (6 if architecture == "sm90" else 1)
+    assert len(report) == 3 * (2 if architecture == "sm90" else 1)
     for kernel in report:
         assert kernel["fits"]
         assert kernel["inner_spills"] == 0, kernel

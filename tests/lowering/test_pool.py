@@ -85,7 +85,7 @@ def test_canonical_order_is_the_order_of_frames():
         begin(pool, start, 3)
         slots = pool.stream.lanes[0].slots
         frame_at = {page: frame for frame, page in slots.slot.items()}
-        _, _, _, rows, first, count, _ = pool.reads[0].tolist()[0]
+        _, _, _, rows, first, count, *_ = pool.reads[0].tolist()[0]
         assert rows == 3 * ROWS
         frames = [
             frame_at[row // ROWS + i]
