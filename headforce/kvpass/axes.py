@@ -86,12 +86,6 @@ def single(dim: Dim, label: str) -> Atom | None:
     return dim[0] if len(dim) == 1 and dim[0].label == label else None
 
 
-def find_dim(axes: Axes, label: str) -> int | None:
-    """The only dim that holds atoms of `label`, else None."""
-    dims = [i for i, dim in enumerate(axes) if any(atom.label == label for atom in dim)]
-    return dims[0] if len(dims) == 1 else None
-
-
 def names(axes: Axes, labels: Sequence[str]) -> tuple[str, ...] | None:
     """A label for every dim, if each dim is one atom or has size 1.
 

@@ -27,7 +27,7 @@ class Options:
         inner_options: its options.
         cudagraphs: capture whole passes.
         on_refuse: "error" raises when an attention site was asked for and cannot be rewritten; "warn" leaves it alone.
-        verify: "plan" checks every plan against the oracle; "off" does not.
+        verify: "plan" checks every plan against the oracle; "off" does not. For models that `prepare` did not see.
     """
 
     policy: Policy | None = None
