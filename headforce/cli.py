@@ -166,7 +166,11 @@ def demo(as_json: bool, **choices: Any) -> None:
 @click.option("--arch", "architectures", multiple=True, help="Such as sm90; several are possible [default: all].")
 @click.option("--dtype", "dtypes", multiple=True, help="bfloat16, float16 or float32 [default: all].")
 @click.option("--head-dim", "head_dims", multiple=True, type=click.IntRange(1), help="[default: 64 and 128]")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write report.json and the binaries to this folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A folder for report.json, binaries and sources.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def kernels(
     architectures: tuple[str, ...],
@@ -175,9 +179,14 @@ def kernels(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Compile the kernels for GPUs that need not be here; print registers, spills and shared memory."""
-    from .kernels.aot import TYPES, compile_all, save
+    """Compile the kernels for GPUs that need not be here; print what the compiler made of them.
+
+    Registers of a thread, bytes of local memory, spills in the inner loop, shared memory, and the order of the inner
+    loop (G: wgmma or tcgen05, M: mma, e: exponential, w: wait for wgmma, T: load of a tile by descriptor).
+    """
+    from .kernels.aot import TYPES
     from .kernels.config import ARCHITECTURES
+    from .lowering.gate import compile_all, save
 
     known = {str(dtype).removeprefix("torch."): dtype for dtype in TYPES}
     for name in dtypes:
@@ -192,12 +201,14 @@ def kernels(
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("kernel", "for", "dtype", "head dim", "rotates", "registers", "local", "inner spills", "shared")
-        for kernel in compiled:
-            shared = f"{kernel.shared} of {kernel.shared_limit}"
-            row = (kernel.kernel, kernel.architecture, kernel.dtype, kernel.head_dim, "yes" if kernel.rotated else "no")
-            table.add_row(*map(str, (*row, kernel.registers, kernel.local, kernel.inner_spills, shared)))
-        Console(width=120).print(table)
+        columns = ("kernel", "for", "dtype", "head dim", "rotates", "registers", "local", "inner spills", "shared")
+        table = Table(*columns, "inner loop")
+        for kernel in report:
+            row = [kernel[name] for name in ("kernel", "architecture", "dtype", "head_dim")]
+            row += ["yes" if kernel["rotated"] else "no"]
+            row += [kernel[name] for name in ("registers", "local", "inner_spills")]
+            table.add_row(*map(str, row), f"{kernel['shared']} of {kernel['shared_limit']}", kernel["order"])
+        Console(width=160).print(table)
     sys.exit(0 if all(kernel.fits for kernel in compiled) else 1)
 
 

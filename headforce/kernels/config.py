@@ -1,26 +1,46 @@
 """How a kernel is cut into tiles, by architecture and shape.
 
-No device has been asked yet: these are tiles that fit into shared memory and keep the inner loop free of spills, which
-`headforce kernels` shows and a test asserts. Tuning comes with the first measurements.
+What was measured is in `tuning.json`, which `headforce tune` fills on a device. Where it has no entry, the first of
+`candidates` that fits is taken: tiles that keep the inner loop free of spills, which `headforce kernels` shows and a
+test asserts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import HeadforceError
+
+TUNING = Path(__file__).with_name("tuning.json")
+
 
 @dataclass(frozen=True)
 class Config:
-    """Tiles of `block_m` query rows and `block_n` keys; `parts` is the most parts that a read may have."""
+    """Tiles of `block_m` query rows and `block_n` keys, of which `stages` are under way.
+
+    With `descriptors`, whole blocks are loaded by tensor descriptors where the layout of the cache allows it.
+    """
 
     block_m: int = 128
     block_n: int = 64
     warps: int = 8
     stages: int = 3
-    parts: int = 1
+    descriptors: bool = False
+
+    def shared_bytes(self, head_dim: int, value_dim: int, itemsize: int) -> int:
+        """About how much shared memory a program takes: the tile of the query, and blocks of keys and values.
+
+        Widths are those of tiles, that is, padded. What Triton takes is in the report of `headforce kernels`.
+        """
+        return itemsize * (self.block_m * head_dim + self.stages * self.block_n * (head_dim + value_dim))
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "sm80": Architecture(166912),
+    "sm86": Architecture(101376),
     "sm89": Architecture(101376),
     "sm90": Architecture(232448),
     "sm100": Architecture(232448),
@@ -39,31 +60,87 @@ ARCHITECTURES = {
     "gfx942": Architecture(65536),
 }
 
-INTERPRETED = Config(32, 32, parts=4)
+INTERPRETED = Config(32, 32, descriptors=True)
 """Small, as the interpreter takes its time by the block, and tests are to see several blocks."""
 
 
-def config_of(architecture: str, head_dim: int, dtype: torch.dtype, parts: int) -> Config:
-    """The configuration for an architecture of `ARCHITECTURES`, or one that is like none of them."""
+def candidates(architecture: str, head_dim: int, dtype: torch.dtype) -> Sequence[Config]:
+    """Tiles for an architecture, the best guess first; those that `headforce tune` tries, too."""
+    wide = head_dim > 128
     if dtype == torch.float32:
-        return Config(32, 32, 8, 2, parts)
-    if architecture == "sm90":
-        return Config(128, 64, 8, 3, parts)
+        return (Config(16, 16, 4, 1),) if wide else (Config(32, 32, 8, 2), Config(16, 16, 4, 1))
     if architecture.startswith("gfx"):
-        return Config(64, 32, 4, 2, parts)
-    return Config(128, 32, 8, 2, parts)
+        return (Config(32, 32, 4, 1), Config(16, 16, 4, 1)) if wide else (Config(64, 32, 4, 2), Config(32, 32, 4, 1))
+    if wide:
+        return (Config(64, 32, 8, 2), Config(32, 32, 4, 1), Config(16, 16, 4, 1))
+    if architecture == "sm90":
+        return (
+            Config(128, 64, 8, 3, descriptors=True),
+            Config(128, 64, 8, 3),
+            Config(128, 128, 8, 2, descriptors=True),
+            Config(128, 128, 8, 2),
+            Config(128, 64, 8, 4, descriptors=True),
+            Config(64, 64, 4, 3, descriptors=True),
+        )
+    if architecture == "sm100":
+        return Config(128, 64, 8, 3, descriptors=True), Config(128, 64, 8, 3), Config(128, 32, 8, 2)
+    return Config(128, 32, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 4, 2), Config(32, 32, 4, 1)
 
 
-def config_for(query: Tensor, parts: int) -> Config:
-    """The configuration for a query [B, S, H, D] whose reads may have so many parts."""
+def config_of(architecture: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> Config:
+    """The configuration for an architecture of `ARCHITECTURES`; widths are those of tiles.
+
+    Raises HF-KERNEL for an architecture that nobody has looked at, and where no candidate fits.
+    """
+    if architecture not in ARCHITECTURES:
+        raise HeadforceError("HF-KERNEL", found=f"architecture {architecture!r}", needed=", ".join(ARCHITECTURES))
+    tuned = _tuned().get((architecture, str(dtype).removeprefix("torch."), max(head_dim, value_dim)))
+    if tuned is not None:
+        return tuned
+    limit = ARCHITECTURES[architecture].shared
+    tried = candidates(architecture, max(head_dim, value_dim), dtype)
+    for config in tried:
+        if config.shared_bytes(head_dim, value_dim, dtype.itemsize) <= limit:
+            return config
+    least = min(config.shared_bytes(head_dim, value_dim, dtype.itemsize) for config in tried)
+    raise HeadforceError(
+        "HF-KERNEL",
+        found=f"heads of {head_dim} and {value_dim} columns of {dtype}, which take {least} bytes of shared memory",
+        needed=f"at most {limit} bytes on {architecture}",
+    )
+
+
+def config_for(query: Tensor, value_dim: int) -> Config:
+    """The configuration for a query [B, S, H, D] and values of `value_dim` columns."""
     if query.device.type == "cpu":
         return INTERPRETED
-    return config_of(architecture_of(query.device), query.shape[-1], query.dtype, parts)
+    widths = block_width(query.shape[-1]), block_width(value_dim)
+    return config_of(architecture_of(query.device), *widths, query.dtype)
 
 
+def block_width(width: int) -> int:
+    """The width of a tile that holds `width` columns: the next power of two, 16 at least."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+@cache
 def architecture_of(device: torch.device) -> str:
-    """The name of a GPU's architecture, such as sm90."""
+    """The name of a GPU's architecture, such as sm90; the nearest older one that is known for a minor version."""
     if torch.version.hip:
         return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
-    return f"sm{major}{minor}"
+    return f"sm{major}{minor}" if f"sm{major}{minor}" in ARCHITECTURES else f"sm{major}0"
+
+
+def tuning_entry(
+    architecture: str, dtype: torch.dtype, width: int, config: Config, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """A line of `tuning.json`: for which kernel, which tiles, and what was measured where."""
+    name = str(dtype).removeprefix("torch.")
+    return {"architecture": architecture, "dtype": name, "width": width, "config": asdict(config), "measured": measured}
+
+
+@cache
+def _tuned() -> dict[tuple[str, str, int], Config]:
+    entries = json.loads(TUNING.read_text(encoding="utf-8"))["entries"]
+    return {(e["architecture"], e["dtype"], e["width"]): Config(**e["config"]) for e in entries}

@@ -5,7 +5,8 @@ then what is left of the run. Where a run is shifted the query is turned the oth
 never touched. A read may be cut into parts, each with a program of its own; `combine_parts` puts them together in a
 fixed order. What the tables mean is in `kernels.reference`; rows that no run names are never read.
 
-Names in capitals are settled before compilation.
+This file is a template and a working kernel: `lowering.codegen` writes a copy for every spec, with the settings of the
+spec, without the branches that it does not take, and without the arguments that are then not used.
 """
 
 # No `from __future__ import annotations`: Triton looks at the annotations of the arguments.
@@ -13,69 +14,95 @@ Names in capitals are settled before compilation.
 import triton
 import triton.language as tl
 
-LOG2E = 1.4426950408889634
-TWO_PI = tl.constexpr(6.283185307179586)
+# --- settings: see `kernels.spec.Spec.settings`
+D = tl.constexpr(128)  # width of a key
+DV = tl.constexpr(128)  # width of a value
+BLOCK_D = tl.constexpr(128)  # the next power of two
+BLOCK_DV = tl.constexpr(128)
+BLOCK_M = tl.constexpr(128)  # query rows of a tile
+BLOCK_N = tl.constexpr(64)  # rows of a block of keys
+STAGES = tl.constexpr(3)  # blocks under way
+PADDED = tl.constexpr(False)  # a width is no power of two
+ROTATED = tl.constexpr(True)  # runs may be shifted
+SPLIT_HALF = tl.constexpr(False)  # pairs of RoPE are halves apart, not neighbours
+PARTS = tl.constexpr(True)  # reads may be cut into parts
+LSE = tl.constexpr(True)
+CONVERTED = tl.constexpr(False)  # the cache has another dtype than the query
+DESCRIPTORS = tl.constexpr(False)  # whole blocks come by tensor descriptors
+PRECISION = tl.constexpr("tf32")  # of products of float32; "ieee" is full float32
+# --- end of settings
+
 LN2 = tl.constexpr(0.6931471805599453)
+TWO_PI = tl.constexpr(6.283185307179586)
 
 
 @triton.jit
-def query_tile(
-    first,  # where the first row of the tile begins
+def turned_tile(
+    tile,  # [BLOCK_M, BLOCK_D]
+    first,  # where its first row begins in memory
     stride,  # elements from one row to the next
-    row_mask,  # [BM, 1]
+    row_mask,  # [BLOCK_M, 1]
     shift,  # frames by which the keys of the run are moved
     theta,
     pairs,
     first_pair,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROTATED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    SPLIT_HALF: tl.constexpr,
 ):
     """The query as keys see it that are moved by `shift`: <q, turn(k, shift)> = <turn(q, -shift), k>."""
     dim = tl.arange(0, BLOCK_D)
-    mask = row_mask & (dim < D)[None, :]
+    if SPLIT_HALF:
+        leads = dim < D // 2
+        other = tl.where(leads, dim + D // 2, dim - D // 2)
+        pair = tl.where(leads, dim, dim - D // 2) - first_pair
+    else:
+        leads = dim % 2 == 0
+        other = dim ^ 1
+        pair = dim // 2 - first_pair
+    turns = (pair >= 0) & (pair < pairs) & (dim < D)
+    rate = tl.load(theta + pair, mask=turns, other=0.0)
+    # Angles grow with the stream; they are brought back into one turn before they lose digits.
+    angle = rate * shift.to(tl.float64)
+    angle = (angle - tl.floor(angle / TWO_PI) * TWO_PI).to(tl.float32)
+    sine = tl.where(leads, tl.sin(angle), -tl.sin(angle))
     rows = tl.arange(0, BLOCK_M)[:, None] * stride
-    tile = tl.load(first + (rows + dim[None, :]), mask=mask, other=0.0)
-    if ROTATED:
-        if SPLIT_HALF:
-            leads = dim < D // 2
-            other = tl.where(leads, dim + D // 2, dim - D // 2)
-            pair = tl.where(leads, dim, dim - D // 2) - first_pair
-        else:
-            leads = dim % 2 == 0
-            other = dim ^ 1
-            pair = dim // 2 - first_pair
-        turns = (pair >= 0) & (pair < pairs) & (dim < D)
-        rate = tl.load(theta + pair, mask=turns, other=0.0)
-        # Angles grow with the stream; they are brought back into one turn before they lose digits.
-        angle = rate * shift.to(tl.float64)
-        angle = (angle - tl.floor(angle / TWO_PI) * TWO_PI).to(tl.float32)
-        sine = tl.where(leads, tl.sin(angle), -tl.sin(angle))
-        partner = tl.load(first + (rows + other[None, :]), mask=mask & turns[None, :], other=0.0)
-        turned = tile.to(tl.float32) * tl.cos(angle)[None, :] + partner.to(tl.float32) * sine[None, :]
-        tile = turned.to(tile.dtype)
-    return tile
+    partner = tl.load(first + (rows + other[None, :]), mask=row_mask & turns[None, :], other=0.0)
+    turned = tile.to(tl.float32) * tl.cos(angle)[None, :] + partner.to(tl.float32) * sine[None, :]
+    return turned.to(tile.dtype)
 
 
 @triton.jit
-def attend_block(
-    query,
+def load_rows(first, stride, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr, HEIGHT: tl.constexpr, WHOLE: tl.constexpr):
+    """[HEIGHT, BLOCK] from `rows` rows of WIDTH; what is not there is zero. With WHOLE, all rows are there."""
+    row = tl.arange(0, HEIGHT)[:, None]
+    dim = tl.arange(0, BLOCK)[None, :]
+    at = first + (row * stride + dim)
+    there = row < rows
+    if PADDED:
+        there = (dim < WIDTH) if WHOLE else there & (dim < WIDTH)
+        block = tl.load(at, mask=there, other=0.0)
+    else:
+        block = tl.load(at) if WHOLE else tl.load(at, mask=there, other=0.0)
+    return block
+
+
+@triton.jit
+def attend(
+    tile,
     key,
     value,
-    total,  # [BM, BLOCK_DV] weighted values so far
-    weight,  # [BM] sum of the weights
-    highest,  # [BM] largest score, in powers of two
-    left,  # rows of the block that there are
+    total,  # [BLOCK_M, BLOCK_DV] weighted values so far
+    weight,  # [BLOCK_M] sum of the weights
+    highest,  # [BLOCK_M] largest score, in powers of two
+    rows,  # of the block that there are
     scale,
-    MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """One block of keys: online softmax in float32."""
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    if MASKED:
-        scores = tl.where((tl.arange(0, key.shape[0]) < left)[None, :], scores, float("-inf"))
+    if CONVERTED:
+        key = key.to(tile.dtype)
+        value = value.to(tile.dtype)
+    scores = tl.dot(tile, tl.trans(key), input_precision=PRECISION) * scale
+    if not WHOLE:
+        scores = tl.where((tl.arange(0, BLOCK_N) < rows)[None, :], scores, float("-inf"))
     peak = tl.maximum(highest, tl.max(scores, 1))
     weights = tl.exp2(scores - peak[:, None])
     fade = tl.exp2(highest - peak)
@@ -88,6 +115,8 @@ def ragged_attention(
     query,
     key,
     value,
+    key_tiles,  # descriptors of [rows, row stride], see `lowering.launch`
+    value_tiles,
     out,
     lse,
     part_out,
@@ -113,118 +142,105 @@ def ragged_attention(
     pairs,
     first_pair,
     scale,  # on scores, times log2(e)
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
-    ROTATED: tl.constexpr,
-    SPLIT_HALF: tl.constexpr,
-    LSE: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """Grid: (tiles of the longest read, reads, PARTS)."""
+    """Grid: (tiles of the longest read, reads, most parts)."""
     read = reads + tl.program_id(1) * 8
     first_row = tl.program_id(0) * BLOCK_M
     rows_of_query = tl.load(read + 3)
     if first_row >= rows_of_query:
         return
-    part = tl.program_id(2)
-    parts = tl.load(read + 6)
-    if part >= parts:
-        return
+    if PARTS:
+        part = tl.program_id(2)
+        parts = tl.load(read + 6)
+        if part >= parts:
+            return
     batch = tl.load(read).to(tl.int64)
     head = tl.load(read + 1).to(tl.int64)
-    row = tl.load(read + 2).to(tl.int64) + first_row + tl.arange(0, BLOCK_M)
-    row_mask = (first_row + tl.arange(0, BLOCK_M) < rows_of_query)[:, None]
+    kv_head = head // group
     query_at = tl.load(read + 2).to(tl.int64) + first_row
-    tile_at = query + batch * query_batch + head * query_head + query_at * query_row
-    keys = key + batch * key_batch + (head // group) * key_head
-    values = value + batch * value_batch + (head // group) * value_head
+    row = tl.arange(0, BLOCK_M)
+    rows_left = rows_of_query - first_row
+    first_query = query + batch * query_batch + head * query_head + query_at * query_row
+    keys = key + batch * key_batch + kv_head * key_head
+    values = value + batch * value_batch + kv_head * value_head
+    if DESCRIPTORS:
+        # The head's column among the rows of all batch rows, for which offsets were checked before the launch.
+        key_at = batch * key_batch + kv_head * key_head
+        value_at = batch * value_batch + kv_head * value_head
+        key_top = (key_at // key_row).to(tl.int32)
+        key_column = (key_at % key_row).to(tl.int32)
+        value_top = (value_at // value_row).to(tl.int32)
+        value_column = (value_at % value_row).to(tl.int32)
     first_run = tl.load(read + 4)
     last_run = first_run + tl.load(read + 5)
 
-    # This program's share of the blocks of all runs.
-    begin, end = 0, 2147483647
-    if PARTS > 1:
+    if PARTS:
+        # This program's share of the blocks of all runs.
         blocks = 0
         for r in tl.range(first_run, last_run):
             blocks += tl.cdiv(tl.load(runs + r * 3 + 1), BLOCK_N)
-        begin, end = blocks * part // parts, blocks * (part + 1) // parts
+        begin = (blocks.to(tl.int64) * part // parts).to(tl.int32)
+        end = (blocks.to(tl.int64) * (part + 1) // parts).to(tl.int32)
 
-    inner = tl.arange(0, BLOCK_N)
-    dim, value_dim = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     total = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    turned = 0
-    tile = query_tile(
-        tile_at, query_row, row_mask, turned, theta, pairs, first_pair, D, BLOCK_D, False, BLOCK_M, SPLIT_HALF
-    )
+    tile = load_rows(first_query, query_row, rows_left, D, BLOCK_D, BLOCK_M, False)
+    if ROTATED:
+        turned = 0
     for r in tl.range(first_run, last_run):
         run_row = tl.load(runs + r * 3).to(tl.int64)
         run_rows = tl.load(runs + r * 3 + 1)
-        count = tl.cdiv(run_rows, BLOCK_N)
         whole = run_rows // BLOCK_N
-        low, high = tl.maximum(begin, 0), tl.minimum(end, count)
+        low = 0
+        high = whole
+        rest = run_rows - whole * BLOCK_N
+        if PARTS:
+            low = tl.maximum(begin, 0)
+            high = tl.minimum(end, whole)
+            if (begin > whole) | (end <= whole):
+                rest = 0
+            count = tl.cdiv(run_rows, BLOCK_N)
+            begin -= count
+            end -= count
         if ROTATED:
             shift = tl.load(runs + r * 3 + 2)
             if shift != turned:
-                tile = query_tile(
-                    tile_at, query_row, row_mask, shift, theta, pairs, first_pair, D, BLOCK_D, True, BLOCK_M, SPLIT_HALF
+                tile = load_rows(first_query, query_row, rows_left, D, BLOCK_D, BLOCK_M, False)
+                tile = turned_tile(
+                    tile, first_query, query_row, (row < rows_left)[:, None], shift, theta, pairs, first_pair
                 )
                 turned = shift
-        for block in tl.range(low, tl.minimum(high, whole), num_stages=STAGES):
+        for block in tl.range(low, high, num_stages=STAGES):
             at = run_row + block * BLOCK_N
-            k = tl.load(
-                keys + at * key_row + inner[:, None] * key_row + dim[None, :], mask=(dim < D)[None, :], other=0.0
-            )
-            v = tl.load(
-                values + at * value_row + inner[:, None] * value_row + value_dim[None, :],
-                mask=(value_dim < DV)[None, :],
-                other=0.0,
-            )
-            total, weight, highest = attend_block(
-                tile, k.to(tile.dtype), v.to(tile.dtype), total, weight, highest, BLOCK_N, scale, False, PRECISION
-            )
-        if (low <= whole) & (whole < high):
+            if DESCRIPTORS:
+                k = key_tiles.load([key_top + at.to(tl.int32), key_column])
+                v = value_tiles.load([value_top + at.to(tl.int32), value_column])
+            else:
+                k = load_rows(keys + at * key_row, key_row, BLOCK_N, D, BLOCK_D, BLOCK_N, True)
+                v = load_rows(values + at * value_row, value_row, BLOCK_N, DV, BLOCK_DV, BLOCK_N, True)
+            total, weight, highest = attend(tile, k, v, total, weight, highest, BLOCK_N, scale, True)
+        if rest > 0:
             at = run_row + whole * BLOCK_N
-            left = run_rows - whole * BLOCK_N
-            there = (inner < left)[:, None]
-            k = tl.load(
-                keys + at * key_row + inner[:, None] * key_row + dim[None, :],
-                mask=there & (dim < D)[None, :],
-                other=0.0,
-            )
-            v = tl.load(
-                values + at * value_row + inner[:, None] * value_row + value_dim[None, :],
-                mask=there & (value_dim < DV)[None, :],
-                other=0.0,
-            )
-            total, weight, highest = attend_block(
-                tile, k.to(tile.dtype), v.to(tile.dtype), total, weight, highest, left, scale, True, PRECISION
-            )
-        begin -= count
-        end -= count
+            k = load_rows(keys + at * key_row, key_row, rest, D, BLOCK_D, BLOCK_N, False)
+            v = load_rows(values + at * value_row, value_row, rest, DV, BLOCK_DV, BLOCK_N, False)
+            total, weight, highest = attend(tile, k, v, total, weight, highest, rest, scale, False)
 
     # A read without rows gives zero.
     total = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
     log_weight = highest + tl.log2(weight)
-    out_mask = row_mask & (value_dim < DV)[None, :]
-    if parts == 1:
-        out_at = out + batch * out_batch + head * out_head + row[:, None] * out_row + value_dim[None, :]
-        tl.store(out_at, total.to(out.dtype.element_ty), mask=out_mask)
-        if LSE:
-            lse_at = lse + batch * lse_batch + head * lse_head + row
-            tl.store(lse_at, log_weight * LN2, mask=first_row + tl.arange(0, BLOCK_M) < rows_of_query)
-    else:
-        slot = tl.load(read + 7) + part * rows_of_query + first_row
-        slot_row = slot.to(tl.int64) + tl.arange(0, BLOCK_M)
-        tl.store(part_out + slot_row[:, None] * BLOCK_DV + value_dim[None, :], total, mask=row_mask)
-        tl.store(part_lse + slot_row, log_weight, mask=first_row + tl.arange(0, BLOCK_M) < rows_of_query)
+    row_mask = row < rows_left
+    value_dim = tl.arange(0, BLOCK_DV)
+    if PARTS:
+        if parts > 1:
+            slot_row = (tl.load(read + 7) + part * rows_of_query + first_row).to(tl.int64) + row
+            tl.store(part_out + slot_row[:, None] * BLOCK_DV + value_dim[None, :], total, mask=row_mask[:, None])
+            tl.store(part_lse + slot_row, log_weight, mask=row_mask)
+            return
+    out_at = out + batch * out_batch + head * out_head + (query_at + row)[:, None] * out_row + value_dim[None, :]
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=row_mask[:, None] & (value_dim < DV)[None, :])
+    if LSE:
+        tl.store(lse + batch * lse_batch + head * lse_head + query_at + row, log_weight * LN2, mask=row_mask)
 
 
 @triton.jit
@@ -239,10 +255,6 @@ def combine_parts(
     out_head,
     lse_batch,
     lse_head,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    LSE: tl.constexpr,
 ):
     """Grid: (tiles of the longest read, reads). Parts are added in their order, so the result is always the same."""
     read = reads + tl.program_id(1) * 8

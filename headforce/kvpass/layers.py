@@ -19,6 +19,7 @@ from .torch_private import StorageKey, storage_key
 
 if TYPE_CHECKING:
     from ..lowering.plan import ChunkPlan
+    from ..policy import Policy
     from .session import Session
     from .site import Site
 
@@ -147,6 +148,11 @@ class Caches(ABC):
                 found="a policy that moves frames to other positions, and a RoPE table made inside the graph",
                 needed="a table that is an input of the graph, or a policy that keeps positions",
             )
+
+    def theta(self, policy: Policy) -> Tensor:
+        """The rates at which keys turn; none where no rule moves a frame, as kernels then do without rotation."""
+        assert self.rotation is not None
+        return self.rotation.theta if policy.moves else self.rotation.theta[:0]
 
     @abstractmethod
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:

@@ -107,8 +107,7 @@ class OwnedCaches(Caches):
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Pools and theta, then (reads, runs, pages) of each layer."""
         assert self.pool is not None
-        assert self.rotation is not None
-        added = [self.pool.k, self.pool.v, self.rotation.theta]
+        added = [self.pool.k, self.pool.v, self.theta(self.session.policy)]
         for layer in layers:
             added += [self.pool.reads[layer.number], self.pool.runs[layer.number], self.pool.pages[layer.number]]
         return added

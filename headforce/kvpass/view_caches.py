@@ -70,8 +70,7 @@ class ViewCaches(Caches):
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Theta, then (reads, runs) of each layer."""
-        assert self.rotation is not None
-        return [self.rotation.theta, *(table for layer in layers for table in self._tables[layer.number])]
+        return [self.theta(self.plans.policy), *(table for layer in layers for table in self._tables[layer.number])]
 
     def see_reset(self) -> None:
         if self.caches and self.caches[0].is_empty():

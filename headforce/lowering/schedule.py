@@ -22,7 +22,7 @@ def schedule(
     Hardware starts programs in their order, so with the longest first no processor is left with a long one at the end;
     equal ones stay neighbours, which read the same keys at the same time. With fewer than `WAVES` programs for each of
     `processors`, long reads are cut into parts of about equal work. A part takes as many rows of the workspace as the
-    read has query rows; all together never take more than `workspace_rows(processors)`.
+    read has query rows; see `cuts` for how many there can be.
 
     Args:
         key_rows: [L, N], the rows that each read reads. processors: of the device; 0 cuts nothing.
@@ -43,6 +43,12 @@ def schedule(
     return reads
 
 
-def workspace_rows(processors: int) -> int:
-    """Rows that the parts of a layer may take: no part is smaller than the goal, and a tile has `TILE` rows at most."""
-    return WAVES * processors * TILE
+def cuts(queries: int, tokens: int, processors: int) -> tuple[int, int]:
+    """The most parts that a read may have, and the rows of the workspace that all parts of a layer may take.
+
+    `queries` is the number of batch rows times heads, each with `tokens` query rows. Where they make programs enough
+    nothing is cut. Otherwise no part is smaller than the goal, and a tile has `TILE` rows at most.
+    """
+    if queries * -(-tokens // TILE) >= WAVES * processors:
+        return 1, 0
+    return MOST_PARTS, WAVES * processors * TILE

@@ -99,6 +99,11 @@ class Policy:
 
     # --- asking -------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def moves(self) -> bool:
+        """True when some frame may be read at another position than its own."""
+        return any(rule.moves for rule in (*self.classes.values(), *([self.warmup.rule] if self.warmup else [])))
+
     def class_of(self, layer: int, head: int) -> str | None:
         """The class of a head; None if it has none and reads what the model itself reads."""
         for name, heads in self.heads.get(layer, {}).items():

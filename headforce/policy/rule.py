@@ -135,7 +135,12 @@ class Rule(Composable):
     @property
     def index_only(self) -> bool:
         """True when frames keep their own positions and no operator has state."""
-        return not self.contiguous and not self.stateful and all(term.map == KEEP for term in self.terms)
+        return not self.stateful and not self.moves
+
+    @cached_property
+    def moves(self) -> bool:
+        """True when some frame may be read at another position than its own."""
+        return self.contiguous or any(term.map != KEEP for term in self.terms)
 
     @cached_property
     def by_query(self) -> bool:

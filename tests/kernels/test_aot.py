@@ -5,6 +5,7 @@ Compiling and interpreting exclude each other in one process, so the compiler ru
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from headforce.errors import HeadforceError
-from headforce.kernels.aot import compile_attention
+from headforce.lowering.gate import compile_attention, spec_for
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_DEFAULT_FP_FUSION": "1"}
@@ -43,6 +44,7 @@ def test_every_kernel_compiles_and_fits(architecture, tmp_path):
     for kernel in report:
         assert kernel["fits"]
         assert kernel["inner_spills"] == 0, kernel
+        assert (tmp_path / kernel["source"]).read_text().startswith('"""Ragged attention.')
         assert (tmp_path / kernel["binary"]).stat().st_size > 1000
         if kernel["kernel"] == "ragged_attention" and kernel["dtype"] != "fp32":
             assert kernel["matrix"] > 0  # on tensor cores
@@ -51,34 +53,50 @@ def test_every_kernel_compiles_and_fits(architecture, tmp_path):
 def test_spills_in_the_inner_loop_would_be_seen():
     code = """
 import torch
-from headforce.kernels.aot import compile_attention
 from headforce.kernels.config import Config
-print(compile_attention("sm90", torch.bfloat16, 128, config=Config(128, 128, 4, 2)).inner_spills)
+from headforce.lowering.gate import compile_attention, spec_for
+spec = spec_for("sm90", torch.bfloat16, 128, config=Config(128, 128, 4, 2))
+print(compile_attention(spec, "sm90").code.inner_spills)
 """
     done = run("-c", code)
     assert int(done.stdout) > 0, done.stderr
 
 
+def test_the_inner_loop_on_hopper():
+    """Of 128 x 64 x 128: eight wgmma of 16 columns for the scores, four for the values; tiles come by descriptor."""
+    done = run("-m", "headforce", "kernels", "--arch", "sm90", "--dtype", "bfloat16", "--head-dim", "128", "--json")
+    kernels = [k for k in json.loads(done.stdout) if k["kernel"] == "ragged_attention"]
+    assert [k["rotated"] for k in kernels] == [False, True]
+    for kernel in kernels:
+        counted = re.findall(r"([A-Za-z])(\d+)", kernel["order"])
+        assert sum(int(n) for sign, n in counted if sign == "G") == 12
+        assert sum(int(n) for sign, n in counted if sign == "T") == 2
+        assert sum(int(n) for sign, n in counted if sign == "e") >= 32
+        assert kernel["loop"] < 450
+
+
 def test_what_a_policy_does_not_need_is_not_in_its_kernel():
     code = """
-import torch
-from headforce.kernels import aot
-texts = []
-compile_ = aot.triton.compile
-aot.triton.compile = lambda *a, **k: texts.append(compile_(*a, **k)) or texts[-1]
-for rotated in (False, True):
-    aot.compile_attention("sm90", torch.bfloat16, 64, rotated=rotated)
-print([("math.cos" in t.asm["ttir"], "f64" in t.asm["ttir"].split("{", 1)[1]) for t in texts])
+import json, torch
+from dataclasses import replace
+from headforce.lowering.gate import compile_attention, spec_for
+plain = spec_for("sm90", torch.bfloat16, 64, rotated=False)
+for spec in (plain, spec_for("sm90", torch.bfloat16, 64), replace(plain, parts=False), replace(plain, lse=True)):
+    ttir = compile_attention(spec, "sm90").ttir
+    signature = ttir.split("attributes", 1)[0]
+    print(json.dumps(["math.cos" in ttir, "f64" in ttir, "program_id z" in ttir, "%lse" in signature]))
 """
     done = run("-c", code)
-    first, second = json.loads(done.stdout.replace("(", "[").replace(")", "]").replace("T", "t").replace("F", "f"))
-    assert first[0] is False
-    assert second == [True, True]
+    plain, rotated, whole, lse = map(json.loads, done.stdout.splitlines())
+    assert plain == [False, False, True, False]
+    assert rotated == [True, True, True, False]
+    assert whole == [False, False, False, False]
+    assert lse == [False, False, True, True]
 
 
 def test_interpreted_kernels_are_not_compiled():
     with pytest.raises(HeadforceError, match="HF-KERNEL"):
-        compile_attention("sm90", torch.bfloat16, 64)
+        compile_attention(spec_for("sm90", torch.bfloat16, 64), "sm90")
 
 
 def test_an_unknown_architecture():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import headforce
+from headforce.lowering import codegen, launch
 from headforce.policy import Policy
 from tests.kvpass.conftest import videos, wan
 from tests.kvpass.oracle_model import oracle_model
@@ -15,15 +16,32 @@ POLICY = Policy.loads("""
     default: near
     heads: {1: {far: [0, 3], none: [1]}}
     """)
+STILL = Policy.loads("""
+    headforce: 0
+    classes: {near: window(1), far: span(5)}
+    default: near
+    heads: {1: {far: [0, 3]}}
+    """)
 OPTIONS = {"inner": "eager", "target": "triton"}
 
 
+@pytest.fixture
+def specs(monkeypatch):
+    """The specs of the kernels that are launched."""
+    seen = []
+    monkeypatch.setattr(launch, "kernels_of", lambda spec: seen.append(spec) or codegen.kernels_of(spec))
+    return seen
+
+
 @pytest.mark.parametrize("mode", ["owned", "view"])
-def test_compiled_equals_eager_masked_to_the_oracle(mode):
+@pytest.mark.parametrize(("policy", "rotation"), [(POLICY, "interleaved"), (STILL, None)], ids=["moves", "still"])
+def test_compiled_equals_eager_masked_to_the_oracle(mode, policy, rotation, specs):
+    """A policy that moves no frame runs on a kernel without rotation."""
     torch._dynamo.reset()
     model = wan(sink_size=1)
-    expected = videos(oracle_model(model, POLICY), model.config, ([3] * 3,))
-    with headforce.prepare(model, policy=POLICY, mode=mode, verify="plan") as session:
+    expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
+    with headforce.prepare(model, policy=policy, mode=mode, verify="plan") as session:
         result = videos(torch.compile(model, backend="headforce", options=OPTIONS), model.config, ([3] * 3,))
         assert session.launches == [9, 9]
     assert relative(result[0], expected[0]) < 1e-5
+    assert [spec.rotation for spec in specs] == [rotation] * 18

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.config import Config
-from headforce.kernels.launch import attention
 from headforce.kernels.reference import ragged_attention
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
+from headforce.lowering.launch import attention
 from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
@@ -83,11 +83,11 @@ def test_parts_make_the_same_whole(parts, dtype):
         (query, whole), *_ = rig.run(start, 3)
     reads, runs, rows = tables_of(rig, parts)
     arguments = (rig.pool.k, rig.pool.v, reads, runs, rig.theta, 0, rig.style, rig.scale)
-    config = Config(16, 16, parts=max(parts))
-    out, lse = attention(query, *arguments, config=config, workspace_rows=rows, with_lse=True)
+    cut = {"config": SMALL, "most_parts": max(parts), "workspace_rows": rows}
+    out, lse = attention(query, *arguments, **cut, with_lse=True)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out, whole, rtol=tolerance, atol=tolerance)
-    again, _ = attention(query, *arguments, config=config, workspace_rows=rows)
+    again, _ = attention(query, *arguments, **cut)
     assert torch.equal(out, again)
     _, plain = attention(query, *arguments[:2], rig.pool.reads[0], *arguments[3:], config=SMALL, with_lse=True)
     torch.testing.assert_close(lse, plain, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 
 from headforce.kernels.reference import READ_FIELDS
-from headforce.lowering.schedule import MOST_PARTS, schedule, workspace_rows
+from headforce.lowering.schedule import MOST_PARTS, cuts, schedule
 
 sizes = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 40_000)), min_size=1, max_size=60)
 
@@ -30,7 +30,12 @@ def test_longest_first_and_parts_that_fit_into_the_workspace(sizes, processors):
         assert 1 <= parts <= (MOST_PARTS if processors else 1)
         assert slot == end or parts == 1
         end += parts * rows if parts > 1 else 0
-    assert end <= workspace_rows(processors)
+    # As if all reads were of one head, and as if each were of its own.
+    rows = [rows for rows, _ in sizes]
+    for queries, tokens in ((1, sum(rows)), (sum(r > 0 for r in rows), min((r for r in rows if r), default=0))):
+        most, room = cuts(queries, tokens, processors)
+        assert all(read[6] <= most for read in out)
+        assert end <= room
 
 
 def test_equal_reads_stay_neighbours():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...kernels.config import config_for
 from ..pool import processors_of
-from ..schedule import MOST_PARTS, workspace_rows
+from ..schedule import cuts
 from .registry import target
 
 
@@ -23,9 +23,10 @@ def triton(
     scale: float,
 ) -> Tensor:
     """See `kernels.reference.ragged_attention`. Needs a GPU, or Triton's interpreter."""
-    from ...kernels.launch import attention  # lazy: a machine without triton has the other targets
+    from ..launch import attention  # lazy: a machine without triton has the other targets
 
-    processors = processors_of(query.device)
-    config = config_for(query, MOST_PARTS if processors else 1)
+    batch, tokens, heads, _ = query.shape
+    parts, rows = cuts(batch * heads, tokens, processors_of(query.device))
     tables = (reads, runs, theta, first_pair, style, scale)
-    return attention(query, key, value, *tables, config=config, workspace_rows=workspace_rows(processors))[0]
+    config = config_for(query, value.shape[-1])
+    return attention(query, key, value, *tables, config=config, most_parts=parts, workspace_rows=rows)[0]

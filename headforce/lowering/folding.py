@@ -1,0 +1,130 @@
+"""Cutting a template of a kernel down to what its settings need, as text: comments and layout stay.
+
+A template is a Python file with a block of settings, `NAME = wrapper(value)  # comment`, between two marks. `fold`
+writes the given values there, resolves every `if` whose test names settings alone, and then drops functions, arguments,
+settings and imports that nothing uses any more.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+
+BEGIN, END = "# --- settings", "# --- end of settings"
+
+
+def fold(template: str, settings: Mapping[str, int | str], entries: Sequence[str], heading: str) -> str:
+    """The template's text for these settings.
+
+    Args:
+        settings: a value for every setting of the template.
+        entries: the functions that are launched; they lose the arguments that they do not use.
+        heading: the docstring of the result, in place of the template's own.
+    """
+    text = _settled(template, settings)
+    text = _resolved(text, settings)
+    text = _without_unused(text, entries)
+    return _headed(text, heading)
+
+
+def _settled(text: str, settings: Mapping[str, int | str]) -> str:
+    head, rest = text.split(BEGIN, 1)
+    first, rest = rest.split("\n", 1)
+    block, tail = rest.split(END, 1)
+
+    def value(found: re.Match[str]) -> str:
+        return f"{found[1]} = {found[2]}({settings[found[1]]!r})"
+
+    block = re.sub(r"^(\w+) = ([\w.]+)\(.*?\)", value, block, flags=re.MULTILINE)
+    return f"{head}{BEGIN}{first}\n{block}{END}{tail}"
+
+
+def _resolved(text: str, settings: Mapping[str, int | str]) -> str:
+    """Every `if` on settings alone is replaced by the branch that it takes."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.If) and _names(node.test) and _names(node.test) <= settings.keys():
+            return _resolved("\n".join(_taken(lines, node, settings)) + "\n", settings)
+    return text
+
+
+def _taken(lines: list[str], node: ast.If, settings: Mapping[str, int | str]) -> list[str]:
+    holds = eval(compile(ast.Expression(node.test), "setting", "eval"), {}, dict(settings))
+    assert node.end_lineno is not None
+    kept: list[str] = []
+    branch = node.body if holds else node.orelse
+    if branch:
+        # From the line after `if` or `else`, so that a comment at the head of the branch comes along.
+        if holds:
+            begin = node.test.end_lineno or node.lineno
+        else:
+            begin = next(i for i in range(branch[0].lineno - 1, 0, -1) if lines[i - 1].strip() == "else:")
+        end = branch[-1].end_lineno
+        kept = [line.removeprefix("    ") for line in lines[begin:end]]
+    return [*lines[: node.lineno - 1], *kept, *lines[node.end_lineno :]]
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _without_unused(text: str, entries: Sequence[str]) -> str:
+    """Drops what nothing uses, until nothing is left to drop."""
+    while (shorter := _dropped(text, entries)) != text:
+        text = shorter
+    return text
+
+
+def _dropped(text: str, entries: Sequence[str]) -> str:
+    tree, lines = ast.parse(text), text.splitlines()
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    gone: set[int] = set()
+    for node in tree.body:
+        assert node.end_lineno is not None
+        if isinstance(node, ast.FunctionDef):
+            if node.name not in used and node.name not in entries:
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                gone.update(range(first, node.end_lineno + 1))
+            elif node.name in entries:
+                loaded = {
+                    n.id
+                    for statement in node.body
+                    for n in ast.walk(statement)
+                    if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+                }
+                gone.update(argument.lineno for argument in node.args.args if argument.arg not in loaded)
+                gone.update(_unused_assignments(node, loaded))
+        elif isinstance(node, ast.Assign) and not _stored(node) & used:
+            gone.update(range(node.lineno, node.end_lineno + 1))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            if not names & used:
+                gone.update(range(node.lineno, node.end_lineno + 1))
+    kept = "\n".join(line for i, line in enumerate(lines, 1) if i not in gone)
+    return re.sub(r"\n{3,}(?=\s)|\n{4,}", _gap, kept).rstrip() + "\n"
+
+
+def _gap(newlines: re.Match[str]) -> str:
+    """One empty line inside a function, two between functions."""
+    return "\n\n" if newlines.string[newlines.end()] == " " else "\n\n\n"
+
+
+def _unused_assignments(function: ast.FunctionDef, loaded: set[str]) -> set[int]:
+    """The lines of assignments to names that the function never reads; right sides only compute, so they may go."""
+    return {
+        line
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and _stored(node) and not _stored(node) & loaded
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def _stored(node: ast.Assign) -> set[str]:
+    return {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+
+
+def _headed(text: str, heading: str) -> str:
+    first = ast.parse(text).body[0]
+    body = text.splitlines()[first.end_lineno :]
+    return "\n".join([f'"""{heading}"""', *body]) + "\n"

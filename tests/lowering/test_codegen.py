@@ -1,0 +1,145 @@
+"""Generated kernels: cut down to their spec, readable, found again by their content."""
+
+import ast
+import inspect
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from headforce.kernels import ragged_attention
+from headforce.kernels.config import Config
+from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
+from headforce.kernels.spec import Spec
+from headforce.lowering import codegen
+from headforce.lowering.folding import fold
+
+PLAIN = Spec(torch.bfloat16, torch.bfloat16, 128, 128, None, False, False, False, Config())
+FULL = replace(PLAIN, rotation=INTERLEAVED, parts=True, lse=True)
+
+
+def functions(text):
+    return {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize(
+    ("rotation", "parts", "lse", "descriptors", "width"),
+    list(product([None, INTERLEAVED, SPLIT_HALF], [False, True], [False, True], [False, True], [96, 128])),
+)
+def test_every_spec_is_a_file_without_open_questions(rotation, parts, lse, descriptors, width):
+    spec = replace(PLAIN, rotation=rotation, parts=parts, lse=lse, descriptors=descriptors, head_dim=width)
+    text = codegen.source_of(spec)
+    tree = ast.parse(text)
+    left = {n.id for node in ast.walk(tree) if isinstance(node, ast.If) for n in ast.walk(node.test)
+            if isinstance(n, ast.Name)}  # fmt: skip
+    assert not left & {"ROTATED", "PARTS", "LSE", "DESCRIPTORS", "SPLIT_HALF", "CONVERTED"}
+    arguments = {a.arg for a in functions(text)["ragged_attention"].args.args}
+    assert ("theta" in arguments) == (rotation is not None)
+    assert ("part_out" in arguments) == parts
+    assert ("lse" in arguments) == lse
+    assert ("key_tiles" in arguments) == descriptors
+    assert ("combine_parts" in functions(text)) == parts
+    assert ("turned_tile" in functions(text)) == (rotation is not None)
+    assert ast.get_docstring(tree).replace("\n", " ").startswith(f"Ragged attention.  For {spec}.")
+    assert max(map(len, text.splitlines())) <= 120
+    # Every name is defined, and every argument of a launched kernel is used.
+    compile(text, "generated", "exec")
+    for name in ("ragged_attention", "combine_parts")[: 1 + parts]:
+        node = functions(text)[name]
+        used = {n.id for statement in node.body for n in ast.walk(statement) if isinstance(n, ast.Name)}
+        assert {a.arg for a in node.args.args} <= used
+
+
+def test_comments_and_layout_stay():
+    template, text = inspect.getsource(ragged_attention), codegen.source_of(FULL)
+    kept = {line.strip() for line in text.splitlines()}
+    comments = {line.strip() for line in template.splitlines() if line.strip().startswith("# ")}
+    assert len(comments & kept) >= len(comments) - 1  # all but that of descriptors
+    assert "\n\n\n\n" not in text
+    assert "\n\n\n    " not in text
+
+
+TEMPLATE = '''"""A template."""
+
+import math
+import os
+
+# --- settings
+SIZE = int(1)  # of things
+FAST = bool(False)
+DEEP = bool(False)
+# --- end of settings
+
+
+def helper(x):
+    return math.sqrt(x)
+
+
+def entry(
+    a,
+    b,  # only where it is deep
+    c,
+):
+    total = a
+    if FAST:
+        # As quick as can be.
+        total += SIZE
+    else:
+        # With care.
+        total += helper(c)
+        if DEEP:
+            deep = b
+            total += deep
+    return total
+'''
+
+
+def load(text):
+    names = {}
+    exec(text, names)
+    return names["entry"]
+
+
+def test_folding_takes_one_branch_and_drops_what_it_left():
+    fast = fold(TEMPLATE, {"SIZE": 7, "FAST": True, "DEEP": False}, ["entry"], "Fast.")
+    assert "# As quick as can be." in fast
+    assert not {"helper", "math", "DEEP", "With care"} & set(fast.replace("(", " ").split())
+    assert "With care" not in fast
+    assert inspect.signature(load(fast)).parameters.keys() == {"a"}
+    assert load(fast)(1) == 8
+    slow = fold(TEMPLATE, {"SIZE": 7, "FAST": False, "DEEP": True}, ["entry"], "Slow.")
+    assert inspect.signature(load(slow)).parameters.keys() == {"a", "b", "c"}
+    assert load(slow)(1, 2, 9) == 6
+    assert "SIZE" not in slow
+    assert "import os" not in slow
+
+
+def test_a_setting_that_was_not_given():
+    with pytest.raises(KeyError, match="DEEP"):
+        fold(TEMPLATE, {"SIZE": 7, "FAST": False}, ["entry"], "")
+
+
+def test_files_are_found_again_and_repaired(tmp_path, monkeypatch):
+    monkeypatch.setenv(codegen.FOLDER_VARIABLE, str(tmp_path / "kernels"))
+    text = codegen.source_of(FULL)
+    codegen.load(text)
+    (file,) = (tmp_path / "kernels").iterdir()
+    assert file.read_text() == text
+    file.write_text("raise SystemExit")
+    module = codegen.load(text)
+    assert file.read_text() == text
+    assert {"ragged_attention", "combine_parts"} <= vars(module).keys()
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(codegen.FOLDER_VARIABLE, str(tmp_path / "file" / "kernels"))
+    folder = codegen.cache_folder()
+    assert folder.is_dir()
+    assert folder == codegen.cache_folder()  # one for the process
+
+
+def test_one_module_for_a_spec():
+    assert codegen.kernels_of(PLAIN) is codegen.kernels_of(replace(PLAIN))
+    assert codegen.kernels_of(PLAIN) is not codegen.kernels_of(FULL)
