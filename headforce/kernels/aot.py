@@ -9,10 +9,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from ..errors import HeadforceError
 from . import interpreter
 from .config import ARCHITECTURES
+from .hopper_attention import tile_layout
 from .machine_code import MachineCode, read_amd, read_cubin
 from .spec import Spec
 
@@ -27,7 +29,7 @@ class Compiled:
         kernel, spec, architecture: what was compiled, and for what.
         code: what the compiler made of it.
         shared: bytes of shared memory of a program, of the `shared_limit` that the architecture has.
-        ttir: Triton's text of the kernel before it becomes machine code. binary: the cubin or hsaco.
+        ir: Triton's text of the kernel, as early as there is one. binary: the cubin or hsaco.
     """
 
     kernel: str
@@ -36,7 +38,7 @@ class Compiled:
     code: MachineCode
     shared: int
     shared_limit: int
-    ttir: str
+    ir: str
     binary: bytes
 
     @property
@@ -81,7 +83,10 @@ def compile_kernel(kernel: Any, spec: Spec, architecture: str) -> Compiled:
         )
     if architecture not in ARCHITECTURES:
         raise HeadforceError("HF-KERNEL", found=f"architecture {architecture!r}", needed=", ".join(ARCHITECTURES))
-    source = ASTSource(fn=kernel, signature=_signature(kernel, spec), constexprs={}, attrs=_attributes(kernel))
+    gluon = isinstance(kernel, GluonJITFunction)
+    source = (GluonASTSource if gluon else ASTSource)(
+        fn=kernel, signature=_signature(kernel, spec, gluon), constexprs={}, attrs=_attributes(kernel)
+    )
     options = {"num_warps": spec.config.warps, "num_stages": spec.config.stages}
     binary = triton.compile(source, target=_target(architecture), options=options)
     amd = architecture.startswith("gfx")
@@ -92,7 +97,7 @@ def compile_kernel(kernel: Any, spec: Spec, architecture: str) -> Compiled:
         read_amd(binary.asm["amdgcn"]) if amd else read_cubin(binary.asm["cubin"]),
         binary.metadata.shared,
         ARCHITECTURES[architecture].shared,
-        binary.asm["ttir"],
+        binary.asm["ttgir" if gluon else "ttir"],
         binary.asm["hsaco" if amd else "cubin"],
     )
 
@@ -103,13 +108,16 @@ def _target(architecture: str) -> GPUTarget:
     return GPUTarget("cuda", int(architecture.removeprefix("sm")), 32)
 
 
-def _signature(kernel: Any, spec: Spec) -> dict[str, str]:
+def _signature(kernel: Any, spec: Spec, gluon: bool) -> dict[str, str]:
+    cache = TYPES[spec.cache_dtype]
     kinds = {"reads": "*i32", "runs": "*i32", "theta": "*fp64", "scale": "fp32"}
     kinds |= dict.fromkeys(("lse", "part_out", "part_lse"), "*fp32")
     kinds |= dict.fromkeys(("query", "out"), f"*{TYPES[spec.dtype]}")
-    kinds |= dict.fromkeys(("key", "value"), f"*{TYPES[spec.cache_dtype]}")
-    tiles = {"key_tiles": spec.block_d, "value_tiles": spec.block_dv}
-    kinds |= {n: f"tensordesc<{TYPES[spec.cache_dtype]}[{spec.config.block_n},{w}]>" for n, w in tiles.items()}
+    kinds |= dict.fromkeys(("key", "value"), f"*{cache}")
+    for name, width in (("key_tiles", spec.block_d), ("value_tiles", spec.block_dv)):
+        block = [spec.config.block_n, width]
+        layout = f",{tile_layout(block, spec.cache_dtype)!r}" if gluon else ""
+        kinds[name] = f"tensordesc<{cache}{block}{layout}>"
     return {name: kinds.get(name, "i32") for name in kernel.arg_names}
 
 

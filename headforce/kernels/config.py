@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import HeadforceError
 
@@ -64,15 +63,18 @@ INTERPRETED = Config(32, 32, descriptors=True)
 """Small, as the interpreter takes its time by the block, and tests are to see several blocks."""
 
 
-def candidates(architecture: str, head_dim: int, dtype: torch.dtype) -> Sequence[Config]:
-    """Tiles for an architecture, the best guess first; those that `headforce tune` tries, too."""
-    wide = head_dim > 128
+def candidates(kernel: str, architecture: str, width: int, dtype: torch.dtype) -> Sequence[Config]:
+    """Tiles for a kernel and heads of `width` columns, the best guess first; those that `headforce tune` tries, too."""
+    if kernel == "hopper_attention":
+        stages = 2 if width == 128 else 4
+        return Config(128, 128, 4, stages, True), Config(128, 64, 4, stages + 1, True), Config(128, 64, 4, 4, True)
+    wide = width > 128
     if dtype == torch.float32:
         return (Config(16, 16, 4, 1),) if wide else (Config(32, 32, 8, 2), Config(16, 16, 4, 1))
     if architecture.startswith("gfx"):
         return (Config(32, 32, 4, 1), Config(16, 16, 4, 1)) if wide else (Config(64, 32, 4, 2), Config(32, 32, 4, 1))
     if wide:
-        return (Config(64, 32, 8, 2), Config(32, 32, 4, 1), Config(16, 16, 4, 1))
+        return Config(64, 32, 8, 2), Config(32, 32, 4, 1), Config(16, 16, 4, 1)
     if architecture == "sm90":
         return (
             Config(128, 64, 8, 3, descriptors=True),
@@ -80,42 +82,34 @@ def candidates(architecture: str, head_dim: int, dtype: torch.dtype) -> Sequence
             Config(128, 128, 8, 2, descriptors=True),
             Config(128, 128, 8, 2),
             Config(128, 64, 8, 4, descriptors=True),
-            Config(64, 64, 4, 3, descriptors=True),
         )
     if architecture == "sm100":
         return Config(128, 64, 8, 3, descriptors=True), Config(128, 64, 8, 3), Config(128, 32, 8, 2)
     return Config(128, 32, 8, 2), Config(128, 32, 8, 3), Config(64, 32, 4, 2), Config(32, 32, 4, 1)
 
 
-def config_of(architecture: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> Config:
-    """The configuration for an architecture of `ARCHITECTURES`; widths are those of tiles.
+def config_of(kernel: str, architecture: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> Config:
+    """The configuration of a kernel for an architecture of `ARCHITECTURES`.
 
     Raises HF-KERNEL for an architecture that nobody has looked at, and where no candidate fits.
     """
     if architecture not in ARCHITECTURES:
         raise HeadforceError("HF-KERNEL", found=f"architecture {architecture!r}", needed=", ".join(ARCHITECTURES))
-    tuned = _tuned().get((architecture, str(dtype).removeprefix("torch."), max(head_dim, value_dim)))
+    widths = block_width(head_dim), block_width(value_dim)
+    tuned = _tuned().get((kernel, architecture, str(dtype).removeprefix("torch."), max(widths)))
     if tuned is not None:
         return tuned
     limit = ARCHITECTURES[architecture].shared
-    tried = candidates(architecture, max(head_dim, value_dim), dtype)
-    for config in tried:
-        if config.shared_bytes(head_dim, value_dim, dtype.itemsize) <= limit:
+    needs = {c: c.shared_bytes(*widths, dtype.itemsize) for c in candidates(kernel, architecture, max(widths), dtype)}
+    for config, need in needs.items():
+        if need <= limit:
             return config
-    least = min(config.shared_bytes(head_dim, value_dim, dtype.itemsize) for config in tried)
     raise HeadforceError(
         "HF-KERNEL",
-        found=f"heads of {head_dim} and {value_dim} columns of {dtype}, which take {least} bytes of shared memory",
+        found=f"heads of {head_dim} and {value_dim} columns of {dtype}, which take {min(needs.values())} bytes of "
+        "shared memory",
         needed=f"at most {limit} bytes on {architecture}",
     )
-
-
-def config_for(query: Tensor, value_dim: int) -> Config:
-    """The configuration for a query [B, S, H, D] and values of `value_dim` columns."""
-    if query.device.type == "cpu":
-        return INTERPRETED
-    widths = block_width(query.shape[-1]), block_width(value_dim)
-    return config_of(architecture_of(query.device), *widths, query.dtype)
 
 
 def block_width(width: int) -> int:
@@ -133,14 +127,15 @@ def architecture_of(device: torch.device) -> str:
 
 
 def tuning_entry(
-    architecture: str, dtype: torch.dtype, width: int, config: Config, measured: dict[str, Any]
+    kernel: str, architecture: str, dtype: torch.dtype, width: int, config: Config, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """A line of `tuning.json`: for which kernel, which tiles, and what was measured where."""
     name = str(dtype).removeprefix("torch.")
-    return {"architecture": architecture, "dtype": name, "width": width, "config": asdict(config), "measured": measured}
+    place = {"kernel": kernel, "architecture": architecture, "dtype": name, "width": width}
+    return {**place, "config": asdict(config), "measured": measured}
 
 
 @cache
-def _tuned() -> dict[tuple[str, str, int], Config]:
+def _tuned() -> dict[tuple[str, str, str, int], Config]:
     entries = json.loads(TUNING.read_text(encoding="utf-8"))["entries"]
-    return {(e["architecture"], e["dtype"], e["width"]): Config(**e["config"]) for e in entries}
+    return {(e["kernel"], e["architecture"], e["dtype"], e["width"]): Config(**e["config"]) for e in entries}

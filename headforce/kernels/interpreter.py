@@ -29,10 +29,12 @@ def install() -> None:
     cast, convert, dot = builder.cast_impl, builder.create_fp_to_fp, builder.create_dot
 
     def repaired_cast(self: Any, source: Any, to: Any) -> Any:
-        return _converted(source, to) or cast(self, source, to)
+        converted = _converted(source, to)  # a handle is false where it holds a zero
+        return cast(self, source, to) if converted is None else converted
 
     def repaired_convert(self: Any, source: Any, to: Any, rounding: Any = None) -> Any:
-        return _converted(source, to) or convert(self, source, to, rounding)
+        converted = _converted(source, to)
+        return convert(self, source, to, rounding) if converted is None else converted
 
     def repaired_dot(self: Any, a: Any, b: Any, accumulator: Any, precision: Any, imprecise: Any) -> Any:
         return dot(self, _widened(a), _widened(b), accumulator, precision, imprecise)

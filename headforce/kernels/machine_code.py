@@ -36,9 +36,9 @@ class MachineCode:
 
     Attributes:
         registers: of a thread. local: bytes of local memory of a thread, for spilled registers or for sine and cosine.
-        inner_spills: instructions in the inner loop that move registers to local memory or back; on AMD, anywhere.
+        inner_spills: instructions of such a round that move registers to local memory or back; on AMD, anywhere.
         matrix: matrix instructions, all in all (wgmma, mma, tcgen05 or mfma). wgmma: those of Hopper among them.
-        loop: instructions of the inner loop, over the blocks of a run; 0 where that was not read.
+        loop: instructions of a round of the inner loop, over the blocks of a run; 0 where that was not read.
         order: how that loop goes on: G wgmma or tcgen05, M mma, e exponential, w wait for wgmma, T load of a tile by
             descriptor, s barrier in shared memory, B barrier of the program; with counts. `G8we34G4` has no
             exponential under way beside a product, `G3e9G1e10G4` has.
@@ -81,8 +81,8 @@ def read_cubin(cubin: bytes) -> MachineCode:
     if found is None:
         raise HeadforceError("HF-KERNEL", found=usage.strip()[:200], needed="a report of cuobjdump")
     names = [instruction.name for instruction in code[0]]
-    # The blocks of a run; runs that are shorter than a block may have become a loop of their own, which is longer.
-    loop = min(inner_loops(*code), key=len, default=[])
+    # The blocks of a run; runs that are shorter than a block may have become a loop of their own, with more around it.
+    loop = max(inner_loops(*code), key=lambda body: sum(map(_heavy, body)) / len(body), default=[])
     return MachineCode(
         registers=int(found[1]),
         local=int(found[2]) + int(found[3]),
@@ -101,34 +101,39 @@ def order_of(body: list[str]) -> str:
 
 
 def inner_loops(code: list[Instruction], labels: dict[str, int]) -> list[list[str]]:
-    """The innermost loops that multiply matrices (or, in float32, that take powers), as names of instructions.
+    """What each round of the innermost loops executes that multiply matrices (or, in float32, that take powers).
 
     Code that waits for a barrier jumps out of a loop and back from far away, so loops are found in the graph of what
-    follows what: a jump back to an instruction that dominates it closes one.
+    follows what: a jump back to an instruction that dominates it closes one. What dominates all jumps back is executed
+    in every round; the rest is for rounds that begin another run or mask a block.
     """
     flow = nx.DiGraph([(i, i + 1) for i, step in enumerate(code[:-1]) if not step.ends])
     targets = [(i, labels[name]) for i, step in enumerate(code) for name in step.jumps if name in labels]
     flow.add_edges_from(targets)
     flow = nx.DiGraph(flow.subgraph({0} | nx.descendants(flow, 0)))
-    dominators = nx.immediate_dominators(flow, 0)
-    loops: dict[int, set[int]] = {}
+    above = nx.immediate_dominators(flow, 0)
+    bodies: dict[int, set[int]] = {}
+    always: dict[int, set[int]] = {}
     for source, head in targets:
-        if source in flow and _dominates(head, source, dominators):
-            inside = nx.DiGraph(flow)
-            inside.remove_node(head)
-            body = {head, source} | (nx.ancestors(inside, source) if source != head else set())
-            loops[head] = loops.get(head, set()) | body
-    heavy = [body for body in loops.values() if any(_heavy(code[i].name) for i in body)]
-    return [[code[i].name for i in sorted(a)] for a in heavy if not any(b < a for b in heavy)]
+        if source not in flow or head not in (dominators := _dominators(source, above)):
+            continue
+        inside = nx.DiGraph(flow)
+        inside.remove_node(head)
+        body = {head, source} | (nx.ancestors(inside, source) if source != head else set())
+        bodies[head] = bodies.get(head, set()) | body
+        always[head] = always.get(head, body) & body & dominators
+    heavy = {head: body for head, body in bodies.items() if any(_heavy(code[i].name) for i in body)}
+    inner = [head for head, body in heavy.items() if not any(other < body for other in heavy.values())]
+    return [[code[i].name for i in sorted(always[head])] for head in inner]
 
 
-def _dominates(head: int, node: int, dominators: dict[int, int]) -> bool:
-    while node != head:
-        above = dominators.get(node, node)
-        if above in (node, None):
-            return False
-        node = above
-    return True
+def _dominators(node: int, above: dict[int, int]) -> set[int]:
+    """The node and all that every way to it passes."""
+    found = {node}
+    while (higher := above.get(node, node)) not in (node, None):
+        found.add(higher)
+        node = higher
+    return found
 
 
 def _heavy(name: str) -> bool:

@@ -2,8 +2,8 @@
 
 A program takes one tile of query rows of one read and walks over the runs of that read, whole blocks of keys first and
 then what is left of the run. Where a run is shifted the query is turned the other way, once for the run, so keys are
-never touched. A read may be cut into parts, each with a program of its own; `combine_parts` puts them together in a
-fixed order. What the tables mean is in `kernels.reference`; rows that no run names are never read.
+never touched. A read may be cut into parts, each with a program of its own; `kernels.combine_parts` puts them together.
+What the tables mean is in `kernels.reference`; rows that no run names are never read.
 
 This file is a template and a working kernel: `lowering.codegen` writes a copy for every spec, with the settings of the
 spec, without the branches that it does not take, and without the arguments that are then not used.
@@ -238,53 +238,9 @@ def ragged_attention(
             tl.store(part_lse + slot_row, log_weight, mask=row_mask)
             return
     out_at = out + batch * out_batch + head * out_head + (query_at + row)[:, None] * out_row + value_dim[None, :]
-    tl.store(out_at, total.to(out.dtype.element_ty), mask=row_mask[:, None] & (value_dim < DV)[None, :])
+    there = row_mask[:, None]
+    if PADDED:
+        there = there & (value_dim < DV)[None, :]
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=there)
     if LSE:
         tl.store(lse + batch * lse_batch + head * lse_head + query_at + row, log_weight * LN2, mask=row_mask)
-
-
-@triton.jit
-def combine_parts(
-    out,
-    lse,
-    part_out,
-    part_lse,
-    reads,
-    out_batch,
-    out_row,
-    out_head,
-    lse_batch,
-    lse_head,
-):
-    """Grid: (tiles of the longest read, reads). Parts are added in their order, so the result is always the same."""
-    read = reads + tl.program_id(1) * 8
-    first_row = tl.program_id(0) * BLOCK_M
-    rows_of_query = tl.load(read + 3)
-    parts = tl.load(read + 6)
-    if (first_row >= rows_of_query) | (parts == 1):
-        return
-    batch = tl.load(read).to(tl.int64)
-    head = tl.load(read + 1).to(tl.int64)
-    row = tl.load(read + 2).to(tl.int64) + first_row + tl.arange(0, BLOCK_M)
-    row_mask = first_row + tl.arange(0, BLOCK_M) < rows_of_query
-    value_dim = tl.arange(0, BLOCK_DV)
-    total = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
-    weight = tl.zeros((BLOCK_M,), tl.float32)
-    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    for part in tl.range(0, parts):
-        slot = tl.load(read + 7) + part * rows_of_query + first_row
-        slot_row = slot.to(tl.int64) + tl.arange(0, BLOCK_M)
-        score = tl.load(part_lse + slot_row, mask=row_mask, other=0.0)
-        value = tl.load(part_out + slot_row[:, None] * BLOCK_DV + value_dim[None, :], mask=row_mask[:, None], other=0.0)
-        peak = tl.maximum(highest, score)
-        # A part without rows has the score -inf, and two such have no peak to be compared with.
-        fade = tl.where(highest == float("-inf"), 0.0, tl.exp2(highest - peak))
-        share = tl.where(score == float("-inf"), 0.0, tl.exp2(score - peak))
-        total = total * fade[:, None] + value * share[:, None]
-        weight = weight * fade + share
-        highest = peak
-    total = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
-    out_at = out + batch * out_batch + head * out_head + row[:, None] * out_row + value_dim[None, :]
-    tl.store(out_at, total.to(out.dtype.element_ty), mask=row_mask[:, None] & (value_dim < DV)[None, :])
-    if LSE:
-        tl.store(lse + batch * lse_batch + head * lse_head + row, (highest + tl.log2(weight)) * LN2, mask=row_mask)

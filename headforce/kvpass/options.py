@@ -21,7 +21,7 @@ class Options:
 
     Attributes:
         policy: a `Policy` or the path of a policy file, for models that `prepare` did not see.
-        target: how ragged attention is computed; None picks the best one for the device.
+        target: how ragged attention is computed; None is `triton` on a GPU and `sdpa` elsewhere.
         inner: the compiler that gets the rewritten graph: "inductor", "eager", or any registered backend.
         inner_mode: its mode, such as "max-autotune-no-cudagraphs"; `torch.compile(mode=...)` alone means the same.
         inner_options: its options.

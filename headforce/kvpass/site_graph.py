@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ..errors import HeadforceError
+from ..lowering.targets import default_target
 from . import torch_private
 from .eligible import check_ownable, check_viewable
 from .inner import compile_inner
@@ -63,6 +64,8 @@ class SiteGraph:
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         # Dynamo's examples are the real tensors of the first call; kept here, they would never be freed.
         self._examples = [node.meta.get("example_value", e) for node, e in zip(inputs, example_inputs, strict=True)]
+        self._device = next(e.device for e in self._examples if isinstance(e, Tensor))
+        self._target = settings.target or default_target(self._device)
         self._readers = [SiteReader(site, report, inputs) for site in report.found]
         self._caches = [site.cache.k_index for site in report.found]
         self._unprepared: Unprepared | None = None
@@ -79,7 +82,7 @@ class SiteGraph:
         if caches.session is not None:
             caches.session.uses(self)
         for reader, layer in zip(self._readers, layers, strict=True):
-            reader.enter(layer, args)
+            reader.enter(layer, args, self._target)
         return run(*args, *caches.inputs(layers))
 
     def _layers(self, keys: Sequence[Tensor]) -> list[Layer]:
@@ -126,6 +129,5 @@ class SiteGraph:
         check, lower = _LOWERINGS[name]
         for site in sites:
             check(site)
-        device = next(e.device for e in self._examples if isinstance(e, Tensor))
-        lowered = lower(module, self._examples, sites, self.settings.target or "sdpa", device)
+        lowered = lower(module, self._examples, sites, self._target, self._device)
         return compile_inner(lowered.module, lowered.examples, self.settings)

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from ..errors import HeadforceError
+from ..lowering.targets import check_rows
 from .layers import Layer, PassFacts, Rotation
 from .rope_rates import rotated_pairs, temporal_rates
 from .site import Site, SiteReport
@@ -39,11 +40,16 @@ class SiteReader:
         tables = rope.tables if rope else ()
         self._tables = [inputs.index(node) for node in tables] if all(node in inputs for node in tables) else []
 
-    def enter(self, layer: Layer, args: Sequence[Any]) -> None:
-        """Tells the layer's caches that its site is about to run. Raises whatever they refuse, HF-FRAME, HF-ROPE."""
+    def enter(self, layer: Layer, args: Sequence[Any], target: str) -> None:
+        """Tells the layer's caches that its site is about to run, on `target`.
+
+        Raises whatever they refuse, HF-FRAME, HF-ROPE, and HF-KERNEL for frames that are too short for the target.
+        """
         if layer.caches.rotation is None:
             layer.caches.rotation = self._rotation(args)
-        layer.caches.enter(layer, self.facts(args), self.site)
+        facts = self.facts(args)
+        check_rows(target, facts.rows)
+        layer.caches.enter(layer, facts, self.site)
 
     def facts(self, args: Sequence[Any]) -> PassFacts:
         """What the site shows of a pass; HF-FRAME for a part of a frame. Without a clock, `start` is -1."""

@@ -8,6 +8,7 @@ debugger find them; whoever changes a file there changes nothing, as it is writt
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import os
@@ -16,28 +17,26 @@ from functools import cache
 from pathlib import Path
 from textwrap import fill
 from types import ModuleType
+from typing import Any
 
-from ..kernels import ragged_attention
 from ..kernels.spec import Spec
 from .folding import fold
 
 FOLDER_VARIABLE = "HEADFORCE_CACHE_DIR"
-ENTRIES = {"ragged_attention": ("ragged_attention", "combine_parts")}
 
 
-def source_of(spec: Spec) -> str:
-    """The text of the kernel's file."""
-    entries = ENTRIES["ragged_attention"] if spec.parts else ("ragged_attention",)
-    heading = (
-        f"Ragged attention.\n\n{fill(f'For {spec}.', 110)}\nWritten by headforce from kernels/ragged_attention.py.\n"
-    )
-    return fold(inspect.getsource(ragged_attention), spec.settings(), entries, heading)
+def source_of(kernel: str, spec: Spec) -> str:
+    """The text of the file of a kernel; `kernel` names a template of `kernels`, and the function in it."""
+    template = importlib.import_module(f"..kernels.{kernel}", __package__)
+    title = kernel.replace("_", " ").capitalize()
+    heading = f"{title}.\n\n{fill(f'For {spec}.', 110)}\nWritten by headforce from kernels/{kernel}.py.\n"
+    return fold(inspect.getsource(template), spec.settings(), [kernel], heading)
 
 
 @cache
-def kernels_of(spec: Spec) -> ModuleType:
-    """The module with the kernels of a spec: `ragged_attention`, and `combine_parts` where reads are cut into parts."""
-    return load(source_of(spec))
+def kernel_of(kernel: str, spec: Spec) -> Any:
+    """The kernel of a spec, ready to be launched or compiled."""
+    return getattr(load(source_of(kernel, spec)), kernel)
 
 
 def load(text: str) -> ModuleType:

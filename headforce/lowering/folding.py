@@ -2,7 +2,7 @@
 
 A template is a Python file with a block of settings, `NAME = wrapper(value)  # comment`, between two marks. `fold`
 writes the given values there, resolves every `if` whose test names settings alone, and then drops functions, arguments,
-settings and imports that nothing uses any more.
+variables, settings and imports that nothing uses any more.
 """
 
 from __future__ import annotations
@@ -86,15 +86,16 @@ def _dropped(text: str, entries: Sequence[str]) -> str:
             if node.name not in used and node.name not in entries:
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 gone.update(range(first, node.end_lineno + 1))
-            elif node.name in entries:
-                loaded = {
-                    n.id
-                    for statement in node.body
-                    for n in ast.walk(statement)
-                    if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
-                }
+                continue
+            loaded = {
+                n.id
+                for statement in node.body
+                for n in ast.walk(statement)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+            }
+            gone.update(_unused_assignments(node, loaded))
+            if node.name in entries:
                 gone.update(argument.lineno for argument in node.args.args if argument.arg not in loaded)
-                gone.update(_unused_assignments(node, loaded))
         elif isinstance(node, ast.Assign) and not _stored(node) & used:
             gone.update(range(node.lineno, node.end_lineno + 1))
         elif isinstance(node, (ast.Import, ast.ImportFrom)):

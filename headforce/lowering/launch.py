@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,41 @@ from torch import Tensor
 
 from ..errors import HeadforceError
 from ..kernels import interpreter
-from ..kernels.config import Config
+from ..kernels.config import INTERPRETED, Config, architecture_of, config_of
 from ..kernels.spec import LOG2E, Spec
-from .codegen import kernels_of
+from .codegen import kernel_of
+from .pool import processors_of
+from .schedule import cuts
+from .tiles import describable, gluon_tiles, strides, tiles
 
+PORTABLE, HOPPER = "ragged_attention", "hopper_attention"
+HOPPER_WIDTHS = (64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def layer_attention(
+    kernel: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    reads: Tensor,
+    runs: Tensor,
+    theta: Tensor,
+    first_pair: int,
+    style: str,
+    scale: float,
+) -> Tensor:
+    """What a target is: `attention` with the configuration for the device, and tables as the planner cuts them."""
+    device = query.device
+    batch, tokens, heads, dim = query.shape
+    if device.type == "cpu":
+        config = INTERPRETED
+    else:
+        config = config_of(kernel, architecture_of(device), dim, value.shape[-1], query.dtype)
+    parts, rows = cuts(batch * heads, tokens, processors_of(device))
+    tables = (reads, runs, theta, first_pair, style, scale)
+    cut = {"config": config, "most_parts": parts, "workspace_rows": rows}
+    return attention(query, key, value, *tables, kernel=kernel, **cut)[0]  # type: ignore[arg-type]
 
 
 def attention(
@@ -29,13 +60,15 @@ def attention(
     scale: float,
     *,
     config: Config,
+    kernel: str = PORTABLE,
     most_parts: int = 1,
     workspace_rows: int = 0,
     with_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Ragged attention by the portable kernel; arguments as in `kernels.reference.ragged_attention`.
+    """Ragged attention in one launch; arguments as in `kernels.reference.ragged_attention`.
 
     Args:
+        kernel: PORTABLE or HOPPER.
         most_parts: bounds the parts that `reads` may name; 1 where no read is cut.
         workspace_rows: query rows that all parts of all reads that are cut take together.
 
@@ -45,8 +78,6 @@ def attention(
     _check(query, key, value, reads, runs, theta)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     batch, tokens, heads, dim = query.shape
-    out = query.new_zeros((batch, tokens, heads, value.shape[-1]))
-    lse = query.new_empty((batch, heads, tokens), dtype=torch.float32) if with_lse else None
     spec = Spec(
         dtype=query.dtype,
         cache_dtype=key.dtype,
@@ -55,16 +86,20 @@ def attention(
         rotation=style if theta.numel() else None,
         parts=most_parts > 1,
         lse=with_lse,
-        descriptors=config.descriptors and all(_describable(t) for t in (key, value)),
+        descriptors=config.descriptors and describable(key) and describable(value),
         config=config,
     )
-    kernels = kernels_of(spec)
+    if kernel == HOPPER:
+        _check_hopper(spec, query, key)
+    elif query.device.type == "cpu":
+        _need_interpreter()
+    out = query.new_zeros((batch, tokens, heads, value.shape[-1]))
+    lse = query.new_empty((batch, heads, tokens), dtype=torch.float32) if with_lse else None
     arguments: dict[str, Any] = {
         "query": query,
         "key": key,
         "value": value,
         "out": out,
-        "lse": lse,
         "reads": reads,
         "runs": runs,
         "theta": theta,
@@ -73,21 +108,23 @@ def attention(
         "first_pair": first_pair,
         "scale": scale * LOG2E,
         **_named("query", query.stride()[:3]),
-        **_named("key", _strides(key)),
-        **_named("value", _strides(value)),
+        **_named("key", strides(key)),
+        **_named("value", strides(value)),
         **_named("out", out.stride()[:3]),
     }
     if lse is not None:
-        arguments |= {"lse_batch": lse.stride(0), "lse_head": lse.stride(1)}
+        arguments |= {"lse": lse, "lse_batch": lse.stride(0), "lse_head": lse.stride(1)}
     if spec.descriptors:
-        arguments |= {"key_tiles": _tiles(key, config), "value_tiles": _tiles(value, config)}
+        described = gluon_tiles if kernel == HOPPER else tiles
+        arguments |= {"key_tiles": described(key, config.block_n), "value_tiles": described(value, config.block_n)}
     if spec.parts:
         arguments["part_out"] = query.new_empty((workspace_rows, spec.block_dv), dtype=torch.float32)
         arguments["part_lse"] = query.new_empty((workspace_rows,), dtype=torch.float32)
     grid = (-(-tokens // config.block_m), len(reads), most_parts)
-    _launch(kernels.ragged_attention, grid, arguments, config)
+    _launch(kernel_of(kernel, spec), grid, arguments, config)
     if spec.parts:
-        _launch(kernels.combine_parts, grid[:2], arguments, config)
+        config = replace(config, warps=8)
+        _launch(kernel_of("combine_parts", spec), grid[:2], arguments, config)
     return out, lse
 
 
@@ -97,49 +134,8 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], co
     kernel[grid](**chosen, num_warps=config.warps, num_stages=config.stages)
 
 
-def _named(name: str, strides: tuple[int, ...]) -> dict[str, int]:
-    return {f"{name}_{axis}": stride for axis, stride in zip(("batch", "row", "head"), strides, strict=True)}
-
-
-def _strides(source: Tensor) -> tuple[int, int, int]:
-    """Elements from one batch row, row and K/V head to the next; pages are one long column of rows."""
-    if source.dim() == 3:
-        return 0, source.stride(1), 0
-    return source.stride(0), source.stride(1), source.stride(2)
-
-
-def _describable(source: Tensor) -> bool:
-    """Whether keys or values are rows and columns of one matrix, in blocks that a tensor descriptor can name.
-
-    The matrix has a row for each stride of a row. The offset of every batch row and head must then be a row and a
-    column, with all columns of the head inside the matrix; addresses must be multiples of 16 bytes.
-    """
-    width = source.shape[-1]
-    batch, row, head = _strides(source)
-    if width & (width - 1) or width < 16 or width * source.element_size() < 32 or row == 0:
-        return False
-    if any(stride * source.element_size() % 16 for stride in (batch, row, head)) or source.data_ptr() % 16:
-        return False
-    if source.dim() == 3:
-        return True
-    heads = range(source.shape[2])
-    return batch % row == 0 and all(h * head % row + width <= row for h in heads)
-
-
-def _tiles(source: Tensor, config: Config) -> Any:
-    """A descriptor of the matrix of `_describable`, whose blocks are `block_n` rows of one head."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    batch, row, head = _strides(source)
-    width = source.shape[-1]
-    if source.dim() == 3:
-        rows, columns = source.shape[0] * source.shape[1], width
-    else:
-        heads = range(source.shape[2])
-        last = (source.shape[0] - 1) * batch // row + max(h * head // row for h in heads)
-        rows = last + source.shape[1]
-        columns = max(h * head % row for h in heads) + width
-    return TensorDescriptor(source, [rows, columns], [row, 1], [config.block_n, width])
+def _named(name: str, steps: tuple[int, ...]) -> dict[str, int]:
+    return {f"{name}_{axis}": step for axis, step in zip(("batch", "row", "head"), steps, strict=True)}
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, reads: Tensor, runs: Tensor, theta: Tensor) -> None:
@@ -162,13 +158,47 @@ def _check(query: Tensor, key: Tensor, value: Tensor, reads: Tensor, runs: Tenso
             found=f"a query {tuple(query.shape)} over keys {tuple(key.shape)}",
             needed="heads of one width, and K/V heads that divide the heads of the query",
         )
-    if query.device.type == "cpu":
-        if not interpreter.enabled():
-            raise HeadforceError(
-                "HF-KERNEL",
-                found="tensors on the CPU",
-                needed="a GPU, or TRITON_INTERPRET=1 set before triton is imported",
-            )
-        interpreter.install()
     if key.dim() == 3 and not (key.is_contiguous() and value.is_contiguous()):
         raise HeadforceError("HF-KERNEL", found=f"pages with strides {key.stride()}", needed="contiguous pages")
+
+
+def _need_interpreter() -> None:
+    if not interpreter.enabled():
+        raise HeadforceError(
+            "HF-KERNEL",
+            found="tensors on the CPU",
+            needed="a GPU, or TRITON_INTERPRET=1 set before triton is imported",
+        )
+    interpreter.install()
+
+
+def _check_hopper(spec: Spec, query: Tensor, key: Tensor) -> None:
+    """HF-KERNEL where the kernel for Hopper cannot run; target `triton` takes what it refuses."""
+    on_gpu = query.device.type == "cuda" and not torch.version.hip
+    found = architecture_of(query.device) if on_gpu else f"tensors on {query.device.type}"
+    if found != "sm90":
+        raise HeadforceError("HF-KERNEL", found=found, needed="sm90 (H100, H200), or target triton")
+    check_hopper_spec(spec)
+    if key.dim() == 3 and key.shape[1] < spec.config.block_n:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"pages of {key.shape[1]} rows",
+            needed=f"pages of at least {spec.config.block_n} rows, or target triton",
+        )
+
+
+def check_hopper_spec(spec: Spec) -> None:
+    """HF-KERNEL for a spec that the kernel for Hopper cannot be made for."""
+    widths = {spec.head_dim, spec.value_dim}
+    if not widths <= set(HOPPER_WIDTHS) or spec.dtype == torch.float32 or spec.cache_dtype != spec.dtype:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"{spec}",
+            needed="bfloat16 or float16, a cache of the same dtype, and head dims 64 or 128, or target triton",
+        )
+    if not spec.descriptors:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found="keys or values that no tensor descriptor can name",
+            needed="rows of equal stride whose addresses are multiples of 16 bytes, or target triton",
+        )

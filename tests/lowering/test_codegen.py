@@ -15,6 +15,7 @@ from headforce.kernels.spec import Spec
 from headforce.lowering import codegen
 from headforce.lowering.folding import fold
 
+KERNEL = "ragged_attention"
 PLAIN = Spec(torch.bfloat16, torch.bfloat16, 128, 128, None, False, False, False, Config())
 FULL = replace(PLAIN, rotation=INTERLEAVED, parts=True, lse=True)
 
@@ -29,7 +30,7 @@ def functions(text):
 )
 def test_every_spec_is_a_file_without_open_questions(rotation, parts, lse, descriptors, width):
     spec = replace(PLAIN, rotation=rotation, parts=parts, lse=lse, descriptors=descriptors, head_dim=width)
-    text = codegen.source_of(spec)
+    text = codegen.source_of(KERNEL, spec)
     tree = ast.parse(text)
     left = {n.id for node in ast.walk(tree) if isinstance(node, ast.If) for n in ast.walk(node.test)
             if isinstance(n, ast.Name)}  # fmt: skip
@@ -39,20 +40,18 @@ def test_every_spec_is_a_file_without_open_questions(rotation, parts, lse, descr
     assert ("part_out" in arguments) == parts
     assert ("lse" in arguments) == lse
     assert ("key_tiles" in arguments) == descriptors
-    assert ("combine_parts" in functions(text)) == parts
     assert ("turned_tile" in functions(text)) == (rotation is not None)
     assert ast.get_docstring(tree).replace("\n", " ").startswith(f"Ragged attention.  For {spec}.")
     assert max(map(len, text.splitlines())) <= 120
     # Every name is defined, and every argument of a launched kernel is used.
     compile(text, "generated", "exec")
-    for name in ("ragged_attention", "combine_parts")[: 1 + parts]:
-        node = functions(text)[name]
-        used = {n.id for statement in node.body for n in ast.walk(statement) if isinstance(n, ast.Name)}
-        assert {a.arg for a in node.args.args} <= used
+    node = functions(text)[KERNEL]
+    used = {n.id for statement in node.body for n in ast.walk(statement) if isinstance(n, ast.Name)}
+    assert {a.arg for a in node.args.args} <= used
 
 
 def test_comments_and_layout_stay():
-    template, text = inspect.getsource(ragged_attention), codegen.source_of(FULL)
+    template, text = inspect.getsource(ragged_attention), codegen.source_of(KERNEL, FULL)
     kept = {line.strip() for line in text.splitlines()}
     comments = {line.strip() for line in template.splitlines() if line.strip().startswith("# ")}
     assert len(comments & kept) >= len(comments) - 1  # all but that of descriptors
@@ -122,14 +121,14 @@ def test_a_setting_that_was_not_given():
 
 def test_files_are_found_again_and_repaired(tmp_path, monkeypatch):
     monkeypatch.setenv(codegen.FOLDER_VARIABLE, str(tmp_path / "kernels"))
-    text = codegen.source_of(FULL)
+    text = codegen.source_of(KERNEL, FULL)
     codegen.load(text)
     (file,) = (tmp_path / "kernels").iterdir()
     assert file.read_text() == text
     file.write_text("raise SystemExit")
     module = codegen.load(text)
     assert file.read_text() == text
-    assert {"ragged_attention", "combine_parts"} <= vars(module).keys()
+    assert KERNEL in vars(module)
 
 
 def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -141,5 +140,5 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_one_module_for_a_spec():
-    assert codegen.kernels_of(PLAIN) is codegen.kernels_of(replace(PLAIN))
-    assert codegen.kernels_of(PLAIN) is not codegen.kernels_of(FULL)
+    assert codegen.kernel_of(KERNEL, PLAIN) is codegen.kernel_of(KERNEL, replace(PLAIN))
+    assert codegen.kernel_of(KERNEL, PLAIN) is not codegen.kernel_of(KERNEL, FULL)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ...errors import HeadforceError, nearest
@@ -33,13 +34,18 @@ class Target(Protocol):
 
 
 _TARGETS: dict[str, Target] = {}
+_LEAST_ROWS: dict[str, int] = {}
 
 
-def target(name: str) -> Callable[[Target], Target]:
-    """Decorator: registers a target under the name that `options={"target": name}` uses."""
+def target(name: str, *, least_rows: int = 1) -> Callable[[Target], Target]:
+    """Decorator: registers a target under the name that `options={"target": name}` uses.
+
+    `least_rows`: how short a run may be; the compiled model refuses frames of fewer tokens.
+    """
 
     def register(function: Target) -> Target:
         _TARGETS[name] = function
+        _LEAST_ROWS[name] = least_rows
         return function
 
     return register
@@ -65,3 +71,19 @@ def find_target(name: str) -> Target:
                 "HF-TARGET", found=f"target {name!r}{nearest(name, known)}", needed="one of " + ", ".join(known)
             )
     return _TARGETS[name]
+
+
+def default_target(device: torch.device) -> str:
+    """What computes attention if nobody chose: `triton` on a GPU, `sdpa` elsewhere."""
+    return "triton" if device.type == "cuda" else "sdpa"
+
+
+def check_rows(name: str, rows: int) -> None:
+    """HF-KERNEL if frames of `rows` rows are too short for the target."""
+    find_target(name)
+    if rows < _LEAST_ROWS[name]:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"frames of {rows} tokens for target {name}",
+            needed=f"at least {_LEAST_ROWS[name]}, or another target",
+        )
