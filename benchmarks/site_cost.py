@@ -1,6 +1,6 @@
 """One compiled attention site on CPU against dense attention: how much of the ideal saving arrives.
 
-    python benchmarks/site.py
+    python benchmarks/site_cost.py
 
 Twelve heads of 64, 240 tokens a frame, chunks of 3 frames. Dense attention reads 21 frames, the chunk included; a
 third of the heads each read 4, 8 and 21 of them. The ideal time is the share of score rows that is left. Our time holds
