@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # `make gpu` installs nothing: it takes the machine's own Python and torch.
 GPU_PYTHON ?= python3
+GPU_BENCHMARK ?= --quick
+GPU_OUT ?= out/gpu
 WORKERS ?= 2
 
 .PHONY: demo demo-tiny test lint gpu clean
@@ -28,10 +30,14 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Everything that needs a GPU, in one command; the report and the table are what a benchmark leaves.
 gpu:
 	$(GPU_PYTHON) benchmarks/machine.py
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests
-	PYTHONPATH=. $(GPU_PYTHON) benchmarks/planning.py
+	@failed=0; export PYTHONPATH=.; \
+	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests || failed=1; \
+	$(GPU_PYTHON) benchmarks/planning.py || failed=1; \
+	$(GPU_PYTHON) benchmarks/attention.py $(GPU_BENCHMARK) --out $(GPU_OUT)/attention.json || failed=1; \
+	exit $$failed
 
 clean:
 	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -56,6 +56,7 @@ class Rig:
     Args:
         policy: a bound policy. target: the name of the target.
         tokens: rows of a frame. style, first_pair, pairs: where RoPE turns keys in time.
+        device: of pools, tables and operands; what is expected is computed on the CPU.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class Rig:
         canonical=False,
         strided=False,
         seed=0,
+        device="cpu",
     ):
+        self.device = torch.device(device)
         self.policy, self.target, self.dtype, self.batch, self.tokens = policy, target, dtype, batch, tokens
         self.head_dim, self.value_dim = head_dim, value_dim or head_dim
         self.style, self.first_pair, self.strided = style, first_pair, strided
@@ -82,7 +85,7 @@ class Rig:
         self.theta = 0.1 + torch.rand(pairs, dtype=DOUBLE, generator=self.generator)
         self.scale = self.head_dim**-0.5
         self.stream = Stream(policy, batch)
-        shape = PageShape(batch, tokens, self.head_dim, self.value_dim, dtype, torch.device("cpu"))
+        shape = PageShape(batch, tokens, self.head_dim, self.value_dim, dtype, self.device)
         self.pool = PoisonedPool(self.stream, shape, canonical=canonical)
         self.written = {}
 
@@ -108,17 +111,17 @@ class Rig:
         torch.ops.headforce.write_pages(k, v, pool.k, pool.v, pool.pages[layer])
         for i, frame in enumerate(chunk.queries):
             rows = slice(i * t, (i + 1) * t)
-            self.written[layer, frame] = (k[:, rows].clone(), v[:, rows].clone())
+            self.written[layer, frame] = (k[:, rows].cpu().clone(), v[:, rows].cpu().clone())
 
     def attention(self, layer, q):
         pool = self.pool
         tables = (pool.reads[layer], pool.runs[layer])
-        rope = (self.theta, self.first_pair, self.style)
+        rope = (self.theta.to(self.device), self.first_pair, self.style)
         return torch.ops.headforce.ragged_attention(q, pool.k, pool.v, *tables, *rope, self.scale, self.target)
 
     def expected(self, layer, q, dtype=DOUBLE):
         """The output for `q`, every operation in `dtype`."""
-        chunk, t = self.stream.chunk, self.tokens
+        chunk, t, q = self.stream.chunk, self.tokens, q.cpu()
         out = torch.empty(*q.shape[:3], self.value_dim, dtype=dtype)
         for batch in range(self.batch):
             for head in range(self.policy.heads):
@@ -145,8 +148,9 @@ class Rig:
     def _random(self, width):
         shape = (self.batch, self.stream.chunk.frames * self.tokens, self.policy.heads, width)
         if not self.strided:
-            return torch.randn(shape, dtype=DOUBLE, generator=self.generator).to(self.dtype)
+            return torch.randn(shape, dtype=DOUBLE, generator=self.generator).to(self.device, self.dtype)
         # As out of a fused projection with the heads in front: no dim is where a contiguous tensor has it.
         batch, rows, heads, _ = shape
-        fused = torch.randn(batch, heads, 3, rows, width + 2, dtype=DOUBLE, generator=self.generator).to(self.dtype)
+        fused = torch.randn(batch, heads, 3, rows, width + 2, dtype=DOUBLE, generator=self.generator)
+        fused = fused.to(self.device, self.dtype)
         return fused[:, :, 1, :, 1:-1].transpose(1, 2)
