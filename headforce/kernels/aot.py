@@ -51,7 +51,7 @@ class Compiled:
         """A name for the binary."""
         spec = self.spec
         marks = [self.kernel, self.architecture, TYPES[spec.dtype], str(spec.head_dim)]
-        marks += ["rotated"] if spec.rotation and self.kernel != "combine_parts" else []
+        marks += ["rotated"] if spec.rotation and self.kernel.endswith("attention") else []
         return "_".join(marks) + (".hsaco" if self.architecture.startswith("gfx") else ".cubin")
 
     def to_json(self) -> dict[str, Any]:
@@ -84,8 +84,9 @@ def compile_kernel(kernel: Any, spec: Spec, architecture: str) -> Compiled:
     if architecture not in ARCHITECTURES:
         raise HeadforceError("HF-KERNEL", found=f"architecture {architecture!r}", needed=", ".join(ARCHITECTURES))
     gluon = isinstance(kernel, GluonJITFunction)
+    signature = _signature(kernel, spec, gluon)
     source = (GluonASTSource if gluon else ASTSource)(
-        fn=kernel, signature=_signature(kernel, spec, gluon), constexprs={}, attrs=_attributes(kernel)
+        fn=kernel, signature=signature, constexprs={}, attrs=_attributes(kernel, signature)
     )
     options = {"num_warps": spec.config.warps, "num_stages": spec.config.stages}
     binary = triton.compile(source, target=_target(architecture), options=options)
@@ -110,10 +111,10 @@ def _target(architecture: str) -> GPUTarget:
 
 def _signature(kernel: Any, spec: Spec, gluon: bool) -> dict[str, str]:
     cache = TYPES[spec.cache_dtype]
-    kinds = {"reads": "*i32", "runs": "*i32", "theta": "*fp64", "scale": "fp32"}
-    kinds |= dict.fromkeys(("lse", "part_out", "part_lse"), "*fp32")
+    kinds = {"reads": "*i32", "runs": "*i32", "pages": "*i64", "theta": "*fp64", "scale": "fp32"}
+    kinds |= dict.fromkeys(("lse", "part_out", "part_lse", "query_turn", "key_turn"), "*fp32")
     kinds |= dict.fromkeys(("query", "out"), f"*{TYPES[spec.dtype]}")
-    kinds |= dict.fromkeys(("key", "value"), f"*{cache}")
+    kinds |= dict.fromkeys(("key", "value", "k_pool", "v_pool"), f"*{cache}")
     for name, width in (("key_tiles", spec.block_d), ("value_tiles", spec.block_dv)):
         block = [spec.config.block_n, width]
         layout = f",{tile_layout(block, spec.cache_dtype)!r}" if gluon else ""
@@ -121,13 +122,12 @@ def _signature(kernel: Any, spec: Spec, gluon: bool) -> dict[str, str]:
     return {name: kinds.get(name, "i32") for name in kernel.arg_names}
 
 
-def _attributes(kernel: Any) -> dict[tuple[int, ...], list[list[Any]]]:
+def _attributes(kernel: Any, kinds: dict[str, str]) -> dict[tuple[int, ...], list[list[Any]]]:
     """What a launch finds out about its arguments: pointers and strides are multiples of 16."""
-    pointers = ("query", "key", "value", "out", "lse", "part_out", "part_lse", "reads", "runs", "theta")
-    strides = tuple(f"{name}_" for name in ("query", "key", "value", "out", "lse"))
+    names = ("query", "key", "value", "out", "lse")
     aligned = [
         i
         for i, name in enumerate(kernel.arg_names)
-        if name in pointers or (name.startswith(strides) and not name.endswith("_tiles"))
+        if kinds[name].startswith("*") or (name.startswith(names) and kinds[name] == "i32")
     ]
     return {(i,): [["tt.divisibility", 16]] for i in aligned}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rotation import turn
+from .rotation import INTERLEAVED, turn
 
 RUN_FIELDS = ("row", "rows", "shift")
 """A run: `rows` adjacent rows from `row` on, whose keys are turned by `shift` frames."""
@@ -82,3 +82,37 @@ def write_pages(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, page
     for source, pool in ((key, k_pool), (value, v_pool)):
         frames = source.reshape(batch, tokens // rows, rows, heads, source.shape[-1]).permute(0, 3, 1, 2, 4)
         pool.index_copy_(0, pages, frames.reshape(-1, rows, source.shape[-1]).to(pool.dtype))
+
+
+def rotate_and_write(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_turn: Tensor,
+    key_turn: Tensor,
+    style: str,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    pages: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """RoPE on the query and key of a chunk, and `write_pages` of the turned key and the value.
+
+    Args:
+        query, key: [B, S, H, D] before the rotation. value: [B, S, H, Dv].
+        query_turn, key_turn: [S, D / 2, 2], cosine and sine for every row and pair.
+        style: how pairs lie in D, see `rotation.turn`. dtype: of the result.
+
+    Returns the turned query [B, S, H, D]. The arithmetic is in float32, or in float64 for a float64 query.
+    """
+    write_pages(rotated(key, key_turn, style), value, k_pool, v_pool, pages)
+    return rotated(query, query_turn, style).to(dtype)
+
+
+def rotated(x: Tensor, turned: Tensor, style: str) -> Tensor:
+    """[B, S, H, D] with every pair of every row turned by its cosine and sine [S, D / 2, 2], in float32 or float64."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    axis, pairs = (-1, (-1, 2)) if style == INTERLEAVED else (-2, (2, -1))
+    a, b = x.to(compute).unflatten(-1, pairs).unbind(axis)
+    cos, sin = turned.to(compute)[:, None].unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=axis).flatten(-2)

@@ -157,6 +157,8 @@ def _rope(
         temporal_columns=q.temporal_columns,
         tables=q.tables,
         compute_dtype=q.compute_dtype,
+        query_factors=q.factors,
+        key_factors=k.factors if rotated is None else (),
     )
     return form, notes
 

@@ -15,9 +15,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..lowering import ops  # noqa: F401  registers the operators
+from ..lowering.targets import fuses_rope
 from .graph_inputs import AddedInputs
 from .ops import writes_in_place
-from .rope_rates import rotated_pairs
+from .rope_factors import turn_of
+from .rope_rates import rotated_pairs, style_of
 from .site import Operand, Site
 
 LAYOUT = ("batch", "seq", "head", "dim")
@@ -36,6 +38,7 @@ def lower_owned(
 ) -> Lowered:
     """Rewrites `module`, a copy that nobody else uses, so that every site writes and reads pages.
 
+    Where the target rotates by itself and the graph shows the factors, RoPE and the page write are one operation too.
     Inputs are added for (k_pool, v_pool, theta), then for (reads, runs, pages) of each site.
     """
     added = AddedInputs(module, example_inputs)
@@ -49,10 +52,10 @@ def lower_owned(
         reads, runs = _tables(added, i, device)
         pages = added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1))
         with module.graph.inserting_before(site.node):
-            key = _arranged(module.graph, site.new_key, site.cache.dtype)
-            value = _arranged(module.graph, site.new_value, site.cache.dtype)
-            module.graph.call_function(torch.ops.headforce.write_pages.default, (key, value, k_pool, v_pool, pages))
-        replaced[site.node] = _replace(module.graph, site, (k_pool, v_pool, reads, runs, theta), site.scale, target)
+            write = _rotate_and_write if fuses_rope(target) and rotatable(site) else _write
+            query = write(module.graph, site, (k_pool, v_pool, pages))
+        sources = (query, k_pool, v_pool, reads, runs, theta)
+        replaced[site.node] = _replace(module.graph, site, sources, site.scale, target)
         _erase_unused(module.graph, (*site.cache.roll_nodes, *site.cache.write_nodes), written=True)
     return _finished(module, added)
 
@@ -70,8 +73,10 @@ def lower_view(
     for i, site in enumerate(_in_turn(sites, replaced)):
         tables = _tables(added, i, device)
         with module.graph.inserting_before(site.node):
+            query = _arranged(module.graph, site.query, site.dtype)
             key, value = (_arranged(module.graph, o, o.dtype) for o in (site.key, site.value))
-        replaced[site.node] = _replace(module.graph, site, (key, value, *tables, theta), site.key_scale, target)
+        sources = (query, key, value, *tables, theta)
+        replaced[site.node] = _replace(module.graph, site, sources, site.key_scale, target)
     return _finished(module, added)
 
 
@@ -94,12 +99,38 @@ def _in_turn(sites: Sequence[Site], replaced: Mapping[Node, Node]) -> Iterator[S
         yield replace(site, **{n: replace(o, node=replaced.get(o.node, o.node)) for n, o in operands.items()})
 
 
+def _write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
+    """Writes the chunk into its pages; the query."""
+    key = _arranged(graph, site.new_key, site.cache.dtype)
+    value = _arranged(graph, site.new_value, site.cache.dtype)
+    graph.call_function(torch.ops.headforce.write_pages.default, (key, value, *pools))
+    return _arranged(graph, site.query, site.dtype)
+
+
+def _rotate_and_write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
+    """The same out of the query and key before RoPE; the model's own rotation is then used by nobody."""
+    rope = site.rope
+    assert rope is not None
+    query, key = (_arranged(graph, operand, operand.dtype) for operand in (rope.raw_query, rope.raw_key))
+    value = _arranged(graph, site.new_value, site.new_value.dtype)
+    style = style_of(rope)
+    compute = torch.promote_types(rope.raw_query.dtype, torch.float32)
+    turns = [turn_of(graph, factors, style, rope.pairs, compute) for factors in (rope.query_factors, rope.key_factors)]
+    return graph.call_function(
+        torch.ops.headforce.rotate_and_write.default, (query, key, value, *turns, style, *pools, site.dtype)
+    )
+
+
+def rotatable(site: Site) -> bool:
+    """Whether the graph shows all that it takes to rotate query and key without it."""
+    return site.rope is not None and bool(site.rope.query_factors and site.rope.key_factors)
+
+
 def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, target: str) -> Node:
-    """Puts ragged attention over `sources` (key, value, reads, runs, theta) in the place of the site's attention."""
+    """Puts ragged attention of `sources` (query, key, value, reads, runs, theta) in the place of the site's."""
     with graph.inserting_before(site.node):
-        query = _arranged(graph, site.query, site.dtype)
         attention = graph.call_function(
-            torch.ops.headforce.ragged_attention.default, (query, *sources, *rotated_pairs(site), scale, target)
+            torch.ops.headforce.ragged_attention.default, (*sources, *rotated_pairs(site), scale, target)
         )
         result = graph.call_method("permute", (attention, *(LAYOUT.index(axis) for axis in site.layout)))
     result.meta = dict(site.node.meta)

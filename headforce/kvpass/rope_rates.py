@@ -18,7 +18,12 @@ def rotated_pairs(site: Site) -> tuple[int, str]:
     """The first pair that turns with the frame, and how pairs lie in the head dim."""
     if site.rope is None or site.rope.temporal is None:
         return 0, INTERLEAVED
-    return site.rope.temporal[0], _STYLES[site.rope.kind]
+    return site.rope.temporal[0], style_of(site.rope)
+
+
+def style_of(rope: RopeForm) -> str:
+    """How pairs lie in the head dim, see `kernels.rotation.turn`."""
+    return _STYLES[rope.kind]
 
 
 def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:

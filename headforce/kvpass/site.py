@@ -131,6 +131,18 @@ class CacheForm:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """Cosines, sines or both (complex) of a rotation, one row for each row of the chunk.
+
+    `dims`: what each dim of the node is: "seq" (rows, or a slower part of them before a faster), "dim" (pairs, or lanes
+    of which both of a pair are equal), or "" where the node is the same for all.
+    """
+
+    node: Node
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RopeForm:
     """RoPE around the site.
 
@@ -148,6 +160,8 @@ class RopeForm:
         tables: the graph inputs (or nodes) that are the table: one complex, one with cos and sin in its last dim, or
             cos and sin.
         compute_dtype: dtype of the rotation itself.
+        query_factors, key_factors: a complex factor, or cosine and sine, as the graph has them; empty where they lie in
+            another way, so that only the graph itself can rotate.
     """
 
     kind: str
@@ -163,6 +177,8 @@ class RopeForm:
     temporal_columns: tuple[int, int] | None
     tables: tuple[Node, ...]
     compute_dtype: torch.dtype
+    query_factors: tuple[Factor, ...] = ()
+    key_factors: tuple[Factor, ...] = ()
 
 
 @dataclass(frozen=True)

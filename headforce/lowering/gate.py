@@ -15,7 +15,7 @@ from ..kernels.config import Config, block_width, config_of
 from ..kernels.rotation import INTERLEAVED
 from ..kernels.spec import Spec
 from .codegen import kernel_of, source_of
-from .launch import HOPPER, HOPPER_WIDTHS, PORTABLE
+from .launch import HOPPER, HOPPER_WIDTHS, PORTABLE, WRITE
 
 
 def spec_for(
@@ -61,6 +61,8 @@ def compile_all(
             specs = [spec_for(kernel, architecture, dtype, dim, rotated=rotated) for rotated in (False, True)]
             found += [compiled(kernel, spec, architecture) for spec in specs]
         found.append(compiled("combine_parts", spec_for(PORTABLE, architecture, dtype, dim), architecture))
+        write = spec_for(PORTABLE, architecture, dtype, dim, config=WRITE)
+        found.append(compiled("rotate_and_write", write, architecture))
     return found
 
 

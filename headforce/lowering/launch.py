@@ -128,6 +128,58 @@ def attention(
     return out, lse
 
 
+WRITE = Config(32, 16, 4, 1)
+"""Rows of a program that rotates and writes; there is nothing to multiply."""
+
+
+def rotate_and_write(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_turn: Tensor,
+    key_turn: Tensor,
+    style: str,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    pages: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See `kernels.reference.rotate_and_write`."""
+    if query.dtype not in DTYPES or k_pool.dtype not in DTYPES:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"a query of {query.dtype} and pages of {k_pool.dtype}",
+            needed="float32, bfloat16 or float16",
+        )
+    if query.device.type == "cpu":
+        _need_interpreter()
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+    batch, rows, heads, dim = query.shape
+    out = query.new_empty(query.shape, dtype=dtype)
+    spec = Spec(dtype, k_pool.dtype, dim, value.shape[-1], style, False, False, False, WRITE)
+    arguments: dict[str, Any] = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "query_turn": query_turn.contiguous(),
+        "key_turn": key_turn.contiguous(),
+        "out": out,
+        "k_pool": k_pool,
+        "v_pool": v_pool,
+        "pages": pages,
+        "rows": rows,
+        "heads": heads,
+        "frames": rows // k_pool.shape[1],
+        "page_rows": k_pool.shape[1],
+        **_named("query", query.stride()[:3]),
+        **_named("key", key.stride()[:3]),
+        **_named("value", value.stride()[:3]),
+        **_named("out", out.stride()[:3]),
+    }
+    _launch(kernel_of("rotate_and_write", spec), (-(-rows // WRITE.block_m), heads, batch), arguments, WRITE)
+    return out
+
+
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], config: Config) -> None:
     """A kernel has only the arguments that its spec needs."""
     chosen = {name: arguments[name] for name in kernel.arg_names}

@@ -7,6 +7,8 @@ computes attention is part of the graph; what any head reads is in the tables.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,49 @@ def _(
     target: str,
 ) -> Tensor:
     return query.new_empty((*query.shape[:3], value.shape[-1]))
+
+
+@torch.library.custom_op("headforce::rotate_and_write", mutates_args=("k_pool", "v_pool"))
+def rotate_and_write(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_turn: Tensor,
+    key_turn: Tensor,
+    style: str,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    pages: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """RoPE on query and key, and the chunk's keys and values into its pages: the turned query, [B, S, H, D].
+
+    See `kernels.reference.rotate_and_write`. One launch on a GPU and in Triton's interpreter.
+    """
+    arguments = (query, key, value, query_turn, key_turn, style, k_pool, v_pool, pages.flatten(), dtype)
+    if runs_kernels(query.device):
+        from .launch import rotate_and_write as launched  # lazy: a machine without triton has the reference
+
+        return launched(*arguments)
+    return reference.rotate_and_write(*arguments)
+
+
+@rotate_and_write.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_turn: Tensor,
+    key_turn: Tensor,
+    style: str,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    pages: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    return query.new_empty(query.shape, dtype=dtype)
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether Triton kernels run there: on a GPU, and on the CPU in Triton's interpreter."""
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"

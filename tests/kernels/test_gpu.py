@@ -9,12 +9,14 @@ import torch
 
 from headforce.errors import HeadforceError
 from headforce.kernels.config import Config, architecture_of, candidates
-from headforce.kernels.reference import ragged_attention
+from headforce.kernels.reference import ragged_attention, rotate_and_write
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.launch import HOPPER, PORTABLE, attention
 from headforce.lowering.targets import find_target
 from tests.lowering.rig import Rig
 from tests.lowering.test_targets import check, mixed
+
+from .test_rotate_and_write import chunk
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = "cuda"
@@ -132,6 +134,20 @@ def test_offsets_of_more_than_31_bits(kernel):
     near = torch.tensor([[0, 2 * rows - 7, 0]], dtype=torch.int32, device=GPU)
     expected = find_target(target_of(kernel))(query, key[last].clone(), value[last].clone(), reads, near, *rest)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("style", [INTERLEAVED, SPLIT_HALF])
+@pytest.mark.parametrize("dtype", list(BUDGET), ids=str)
+def test_rotation_and_write(style, dtype):
+    on_host = chunk(style, dtype, tokens=200, dim=128, value_dim=128)
+    on_device = [t.to(GPU) if isinstance(t, torch.Tensor) else t for t in on_host]
+    out = torch.ops.headforce.rotate_and_write(*on_device)
+    expected = rotate_and_write(*on_host)
+    rounding = 8 * torch.finfo(dtype).eps  # products and sums are fused there
+    near = {"rtol": rounding, "atol": rounding, "equal_nan": True}
+    torch.testing.assert_close(out.cpu(), expected, **near)
+    torch.testing.assert_close(on_device[6].cpu(), on_host[6], **near)
+    assert torch.equal(on_device[7].cpu().nan_to_num(9), on_host[7].nan_to_num(9))
 
 
 def test_what_the_kernel_for_hopper_does_not_take():

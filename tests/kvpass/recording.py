@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 import torch
 import torch.nn.functional as F
 from torch.fx import Interpreter
 
+from headforce.kernels.reference import rotated
 from headforce.kvpass.find import find_sites
+from headforce.kvpass.lower import rotatable
+from headforce.kvpass.rope_factors import turn_of
+from headforce.kvpass.rope_rates import style_of
 from headforce.kvpass.site import Site, SiteReport
 from headforce.testing import zoo
 
@@ -67,6 +73,7 @@ class Values(Interpreter):
         if site is not None:
             operands = [site.query, site.new_key, site.new_value, site.key, site.value]
             operands += [site.rope.raw_query, site.rope.raw_key] if site.rope else []
+            operands += [*site.rope.query_factors, *site.rope.key_factors] if site.rope else []
             self.seen.update({o.node: self.env[o.node].detach().clone() for o in operands})
         value = super().run_node(n)
         if site is not None:
@@ -130,6 +137,14 @@ def check_site(report: SiteReport, site: Site, args, caches, seen, angles=None) 
             got = rotate(bshd(raw, seen), site.rope.kind, report.binder.evaluate(start, args), angles, zoo.GRID)
             limit = {torch.float32: 1e-5, torch.bfloat16: 5e-2}[turned.dtype]
             torch.testing.assert_close(got.to(turned.dtype), bshd(turned, seen), rtol=limit, atol=limit)
+        for raw, factors, turned in (
+            (site.rope.raw_query, site.rope.query_factors, site.query),
+            (site.rope.raw_key, site.rope.key_factors, site.new_key),
+        ):
+            if factors:
+                got = by_factors(bshd(raw, seen), site.rope, factors, seen)
+                limit = {torch.float32: 1e-5, torch.bfloat16: 5e-2}[turned.dtype]
+                torch.testing.assert_close(got.to(turned.dtype), bshd(turned, seen), rtol=limit, atol=limit)
         rope = {
             name: report.binder.evaluate(e, args)
             for name, e in (
@@ -145,7 +160,21 @@ def check_site(report: SiteReport, site: Site, args, caches, seen, angles=None) 
         if e is not None
     }
     assert all(isinstance(e, sympy.Expr) for e in (*form.append, *form.read))
-    return {**rows, **rope, **rule}
+    return {**rows, **rope, **rule, "factors": site.rope is not None and rotatable(site)}
+
+
+def by_factors(x: torch.Tensor, rope, factors, seen) -> torch.Tensor:
+    """x [B, S, H, D], rotated by the factors that the graph has, as a rewrite takes them out of it."""
+    graph = torch.fx.Graph()
+    inputs = []
+    for i, factor in enumerate(factors):
+        node = graph.placeholder(f"factor_{i}")
+        node.meta["example_value"] = seen[factor.node]
+        inputs.append(replace(factor, node=node))
+    graph.output(turn_of(graph, tuple(inputs), style_of(rope), rope.pairs, torch.float32))
+    turn = torch.fx.GraphModule({}, graph)(*(seen[factor.node] for factor in factors))
+    assert turn.shape == (x.shape[1], rope.pairs, 2)
+    return rotated(x, turn, style_of(rope))
 
 
 def rotate(

@@ -42,6 +42,7 @@ def test_rope_forms(rope, batch):
         starts = [call["start"] for call in recorder.calls]
         assert starts == [call["key_start"] for call in recorder.calls] == [0, 2, 4]
         assert {(call["frames"], call["tokens"]) for call in recorder.calls} == {(2, zoo.TOKENS)}
+        assert all(call["factors"] for call in recorder.calls)
 
 
 @pytest.mark.parametrize("core", zoo.CORES)

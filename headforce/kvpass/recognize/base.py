@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ import torch
 from torch.fx import Node
 
 from ..normal_form import Cursor
-from ..site import CacheForm
+from ..site import CacheForm, Factor
 
 KINDS = ("attention", "mask", "exclude", "cache", "rope")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -115,6 +115,7 @@ class Rotation:
     temporal_columns: tuple[int, int] | None
     tables: tuple[Node, ...]
     compute_dtype: torch.dtype
+    factors: tuple[Factor, ...] = field(default=(), compare=False)
 
 
 def recognizer(kind: str, *, order: int = 50) -> Callable[[_Function], _Function]:

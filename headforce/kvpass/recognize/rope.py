@@ -31,6 +31,7 @@ from ..axes import Atom, single
 from ..graph_view import GraphView
 from ..normal_form import Cursor, settle, walk
 from ..ops import argument, op_name, sequence_argument, tensor_argument
+from ..rope_factors import factors_of
 from ..rope_lanes import behind_writes, lane_of, split_lanes, terms_of
 from ..rope_table import Leaf, broadcast, leaves
 from ..selection import select
@@ -71,7 +72,7 @@ def _complex(view: GraphView, cursor: Cursor) -> Rotation | None:
         parts = leaves(view, Cursor(table, broadcast(product.axes, view.shape(table))))
         found = _rotation(view, "complex", raw, parts, parts, view.tensor(pairs.node).real.dtype)
         if found is not None:
-            return found
+            return replace(found, factors=factors_of(view, product.axes, table))
     return None
 
 
@@ -96,7 +97,7 @@ def _lanes(view: GraphView, cursor: Cursor) -> Rotation | None:
                     view, kind, second, x, left[1], right[1], (_table(view, first, cos), _table(view, first, sin))
                 )
                 if found is not None:
-                    return found
+                    return replace(found, factors=factors_of(view, first.axes, cos, sin))
     return None
 
 
@@ -130,7 +131,8 @@ def _whole_vector(view: GraphView, cursor: Cursor) -> Rotation | None:
                 if rotated is None or rotated[1].node is not raw.node:
                     continue
                 tables = [_paired(rotated[0], _table(view, cursor, t), raw, view) for t in (cos, sin)]
-                return _rotation(view, rotated[0], raw, *tables, view.dtype(cursor.node))
+                found = _rotation(view, rotated[0], raw, *tables, view.dtype(cursor.node))
+                return found and replace(found, factors=factors_of(view, cursor.axes, cos, sin))
     return None
 
 

@@ -35,17 +35,23 @@ class Target(Protocol):
 
 _TARGETS: dict[str, Target] = {}
 _LEAST_ROWS: dict[str, int] = {}
+_FUSES_ROPE: set[str] = set()
 
 
-def target(name: str, *, least_rows: int = 1) -> Callable[[Target], Target]:
+def target(name: str, *, least_rows: int = 1, fuses_rope: bool = False) -> Callable[[Target], Target]:
     """Decorator: registers a target under the name that `options={"target": name}` uses.
 
-    `least_rows`: how short a run may be; the compiled model refuses frames of fewer tokens.
+    Args:
+        least_rows: how short a run may be; the compiled model refuses frames of fewer tokens.
+        fuses_rope: RoPE of the chunk and its page write become `headforce::rotate_and_write`, in float32; otherwise
+            the model's own arithmetic stays.
     """
 
     def register(function: Target) -> Target:
         _TARGETS[name] = function
         _LEAST_ROWS[name] = least_rows
+        if fuses_rope:
+            _FUSES_ROPE.add(name)
         return function
 
     return register
@@ -76,6 +82,12 @@ def find_target(name: str) -> Target:
 def default_target(device: torch.device) -> str:
     """What computes attention if nobody chose: `triton` on a GPU, `sdpa` elsewhere."""
     return "triton" if device.type == "cuda" else "sdpa"
+
+
+def fuses_rope(name: str) -> bool:
+    """Whether the target comes with a rotation of its own."""
+    find_target(name)
+    return name in _FUSES_ROPE
 
 
 def check_rows(name: str, rows: int) -> None:

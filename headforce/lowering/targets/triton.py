@@ -7,7 +7,7 @@ from torch import Tensor
 from .registry import target
 
 
-@target("triton")
+@target("triton", fuses_rope=True)
 def triton(
     query: Tensor,
     key: Tensor,
