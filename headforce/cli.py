@@ -1,4 +1,4 @@
-"""The command line: `headforce plan`, `explain`, `kernels`, `demo` and `errors`."""
+"""The command line: `headforce plan`, `explain`, `demo`, `kernels`, `tune` and `errors`."""
 
 from __future__ import annotations
 
@@ -210,6 +210,28 @@ def kernels(
             table.add_row(*map(str, row), f"{kernel['shared']} of {kernel['shared_limit']}", kernel["order"])
         Console(width=160).print(table)
     sys.exit(0 if all(kernel.fits for kernel in compiled) else 1)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="The table to write [default: that of the package].")
+def tune(out: Path | None) -> None:
+    """Measure the kernels' tiles on this GPU and keep the fastest that compute accurately enough."""
+    import torch
+    from triton.testing import do_bench
+
+    from .kernels.config import TUNING, architecture_of
+    from .lowering.tune import record, tune_device
+
+    if not torch.cuda.is_available():
+        raise HeadforceError("HF-KERNEL", found="no GPU", needed="the GPU that the kernels are to run on")
+    device = torch.device("cuda", torch.cuda.current_device())
+    architecture, where = architecture_of(device), torch.cuda.get_device_name(device)
+    for kernel, problem, trials in tune_device(device, lambda run: do_bench(run, quantiles=[0.5])):
+        click.echo(f"{kernel}, {str(problem.dtype).removeprefix('torch.')}, head dim {problem.width}")
+        for trial in trials:
+            click.echo(f"  {'refused' if trial.ms is None else f'{trial.ms:.3f} ms'}  {trial.config} {trial.refused}")
+        if trials and trials[0].ms is not None:
+            record(kernel, architecture, problem, trials[0], where, out or TUNING)
 
 
 @main.command()

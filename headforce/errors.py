@@ -100,6 +100,11 @@ CATALOGUE: dict[str, Entry] = {
         "A kernel was asked for tensors that it does not take.",
         "Use another target, such as sdpa, or convert the tensors; docs/kernels.md says what each kernel takes.",
     ),
+    "HF-TABLES": Entry(
+        "Tables name heads, runs or rows that are not there.",
+        "Of tables that headforce made this is a fault of headforce; please report it with the policy. Tables of your "
+        "own must stay inside the query and the pages that they are used with.",
+    ),
     "HF-VERIFY-PLAN": Entry(
         "A plan is not what the oracle says.",
         "This is a fault of headforce, or of an operator's `frames`; please report it with the policy.",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
+from ..lowering.bounds import check_bounds
 from ..lowering.operand_tables import operand_tables
 from ..lowering.plan import ChunkPlan, Planner
 from ..lowering.pool import processors_of
@@ -59,6 +60,8 @@ class ViewPlans:
         planner = self._planner(native, heads, chunk, facts)
         plan = planner.plan(chunk)
         arrays = operand_tables(plan, held, facts.rows, facts.batch, processors_of(facts.device))
+        rows, tokens = (len(held) + chunk.frames) * facts.rows, chunk.frames * facts.rows
+        check_bounds(*arrays, batch=facts.batch, heads=heads, tokens=tokens, rows=rows)
         if self.verify:
             check_operands(planner.policy, plan, arrays, held, facts.rows)
         with torch.inference_mode(False):

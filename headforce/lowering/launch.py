@@ -13,6 +13,7 @@ from ..errors import HeadforceError
 from ..kernels import interpreter
 from ..kernels.config import INTERPRETED, Config, architecture_of, config_of
 from ..kernels.spec import LOG2E, Spec
+from .bounds import check_bounds, checks_launches
 from .codegen import kernel_of
 from .pool import processors_of
 from .schedule import cuts
@@ -73,9 +74,13 @@ def attention(
         workspace_rows: query rows that all parts of all reads that are cut take together.
 
     Returns the output [B, S, H, Dv] and, `with_lse`, the natural log of the sum of exponentials, float32 [B, H, S].
-    Raises HF-KERNEL for a device, a dtype or a layout that the kernel does not take.
+    Raises HF-KERNEL for a device, a dtype or a layout that the kernel does not take, and HF-TABLES as `bounds` says.
     """
     _check(query, key, value, reads, runs, theta)
+    if checks_launches():
+        rows = key.shape[0] * key.shape[1] if key.dim() == 3 else key.shape[1]
+        of_query = {"batch": query.shape[0], "heads": query.shape[2], "tokens": query.shape[1]}
+        check_bounds(reads, runs, **of_query, rows=rows, most_parts=most_parts)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     batch, tokens, heads, dim = query.shape
     spec = Spec(

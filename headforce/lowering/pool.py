@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
+from .bounds import check_bounds
 from .plan import ChunkPlan
 from .stream import Stream
 from .tables import Regions, build_tables
@@ -75,6 +76,12 @@ class PagePool:
         assert self.regions is not None
         tables = build_tables(
             self.stream, self.regions, self.shape.rows, self.canonical, processors_of(self.shape.device)
+        )
+        shape = self.shape
+        _, batch, heads = self.regions.base.shape
+        tokens = tables.pages.shape[-1] * shape.rows
+        check_bounds(
+            tables.reads, tables.runs, batch=batch, heads=heads, tokens=tokens, rows=self.regions.pages * shape.rows
         )
         arrays = [torch.from_numpy(array) for array in (tables.reads, tables.runs, tables.pages)]
         if [t.shape for t in self._tables] != [a.shape for a in arrays]:

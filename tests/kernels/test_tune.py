@@ -1,0 +1,74 @@
+"""Tuning, with kernels in the interpreter and a clock that says what it is told."""
+
+import json
+
+import pytest
+import torch
+
+from headforce.errors import HeadforceError
+from headforce.kernels import config as config_module
+from headforce.kernels.config import Config, config_of
+from headforce.lowering import tune as tune_module
+from headforce.lowering.tune import Problem, record, tune
+
+CPU = torch.device("cpu")
+SMALL = Problem(heads=3, tokens=20, width=16, far=3, near=2, chunk=2, dtype=torch.bfloat16)
+TILES = [Config(16, 16), Config(32, 16), Config(16, 32), Config(32, 32)]
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    monkeypatch.setattr(tune_module, "candidates", lambda *_: TILES)
+
+
+def test_the_fastest_that_is_right_is_first(tiles, monkeypatch):
+    right = tune_module.attention
+
+    def attention(*arguments, config, kernel):
+        if config == TILES[1]:
+            raise HeadforceError("HF-KERNEL", found="too much", needed="less")
+        out, lse = right(*arguments, config=config, kernel=kernel)
+        return (out * 1.1 if config == TILES[3] else out), lse
+
+    monkeypatch.setattr(tune_module, "attention", attention)
+    times = iter([5.0, 3.0])
+    trials = tune("ragged_attention", "sm90", SMALL, CPU, lambda run: run() is None or next(times))
+    assert [(t.config, t.ms) for t in trials[:2]] == [(TILES[2], 3.0), (TILES[0], 5.0)]
+    refused = {t.config: t.refused for t in trials[2:]}
+    assert all(t.ms is None for t in trials[2:])
+    assert "HF-KERNEL" in refused[TILES[1]]
+    assert "is allowed" in refused[TILES[3]]
+
+
+def test_nan_is_an_error(tiles, monkeypatch):
+    right = tune_module.attention
+    monkeypatch.setattr(tune_module, "attention", lambda *a, **k: (right(*a, **k)[0] * torch.nan, None))
+    assert all(t.ms is None for t in tune("ragged_attention", "sm90", SMALL, CPU, lambda run: 1.0))
+
+
+def test_what_was_measured_is_what_a_launch_takes(tmp_path, monkeypatch):
+    path = tmp_path / "tuning.json"
+    problem = Problem()
+    for ms, tiles in ((2.0, Config(64, 64, 4, 2)), (1.0, Config(128, 128, 8, 2, True))):
+        record("ragged_attention", "sm90", problem, tune_module.Trial(tiles, ms), "a GPU", path)
+    record("ragged_attention", "sm80", problem, tune_module.Trial(Config(64, 32, 4, 2), 9.0), "another", path)
+    entries = json.loads(path.read_text())["entries"]
+    assert len(entries) == 2
+    assert entries[1]["measured"] == {"ms": 1.0, "on": "a GPU", "heads": 12, "tokens": 1560}
+    monkeypatch.setattr(config_module, "TUNING", path)
+    config_module._tuned.cache_clear()
+    try:
+        assert config_of("ragged_attention", "sm90", 128, 128, torch.bfloat16) == Config(128, 128, 8, 2, True)
+        assert config_of("ragged_attention", "sm80", 100, 128, torch.bfloat16) == Config(64, 32, 4, 2)
+        assert config_of("ragged_attention", "sm90", 64, 64, torch.bfloat16) == Config(128, 64, 8, 3, True)
+    finally:
+        config_module._tuned.cache_clear()
+
+
+def test_without_a_configuration_that_fits():
+    with pytest.raises(HeadforceError, match=r"HF-KERNEL.*shared memory.*gfx942"):
+        config_of("ragged_attention", "gfx942", 2048, 2048, torch.float32)
+    with pytest.raises(HeadforceError, match="HF-KERNEL"):
+        config_of("ragged_attention", "sm75", 128, 128, torch.bfloat16)
+    # Wide heads get small tiles before they are refused.
+    assert config_of("ragged_attention", "sm90", 256, 256, torch.bfloat16).block_m == 64

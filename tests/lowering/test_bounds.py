@@ -1,0 +1,68 @@
+"""Tables that name what is not there are refused before a kernel reads them."""
+
+import numpy as np
+import pytest
+import torch
+
+from headforce.errors import HeadforceError
+from headforce.kernels.rotation import INTERLEAVED
+from headforce.lowering import launch
+from headforce.lowering.bounds import check_bounds
+
+from .rig import Rig
+from .test_targets import mixed
+
+SIZES = {"batch": 1, "heads": 5, "tokens": 9, "rows": 0}
+
+
+@pytest.fixture
+def rig():
+    rig = Rig(mixed(), dtype=torch.float32)
+    for start in (0, 3, 6):
+        rig.run(start, 3)
+    return rig
+
+
+def sizes(rig):
+    return SIZES | {"rows": rig.pool.k.shape[0] * rig.tokens}
+
+
+FAULTS = {
+    "batch": ("reads", 0, 1),
+    "head": ("reads", 1, 5),
+    "query row": ("reads", 2, 9),
+    "query rows": ("reads", 3, 10),
+    "first run": ("reads", 4, 10_000),
+    "runs": ("reads", 5, 10_000),
+    "row": ("runs", 0, 10_000),
+    "rows": ("runs", 1, 10_000),
+    "negative": ("runs", 0, -1),
+    "parts": ("reads", 6, 3),
+}
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_not_there_is_refused(rig, fault, kind):
+    tables = {"reads": rig.pool.reads[0].numpy().copy(), "runs": rig.pool.runs[0].numpy().copy()}
+    check_bounds(*map(kind, tables.values()), **sizes(rig), most_parts=1)
+    name, field, value = FAULTS[fault]
+    tables[name][0, field] = value
+    with pytest.raises(HeadforceError, match="HF-TABLES"):
+        check_bounds(*map(kind, tables.values()), **sizes(rig), most_parts=1)
+
+
+def test_tables_of_another_form(rig):
+    reads, runs = rig.pool.reads[0], rig.pool.runs[0]
+    with pytest.raises(HeadforceError, match=r"HF-TABLES.*columns"):
+        check_bounds(reads[:, :7], runs, **sizes(rig))
+
+
+def test_a_launch_checks_if_it_is_told_to(rig, monkeypatch):
+    reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0].clone()
+    runs[0, 0] = 10_000
+    query = torch.randn(1, 9, 5, 6)
+    arguments = (query, rig.pool.k, rig.pool.v, reads, runs, rig.theta, 0, INTERLEAVED, 1.0)
+    monkeypatch.setenv("HEADFORCE_CHECK_TABLES", "1")
+    with pytest.raises(HeadforceError, match="HF-TABLES"):
+        launch.attention(*arguments, config=launch.INTERPRETED)
