@@ -51,12 +51,14 @@ def _shape_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.argument("policy", type=click.Path(path_type=Path))
+@click.argument("policy")
+@click.option("--labels", type=click.Path(path_type=Path), help="The label file of a preset that needs one.")
 @_shape_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead of drawing it.")
 @click.option("--png", type=click.Path(path_type=Path), help="Also write a picture to this file.")
 def plan(
-    policy: Path,
+    policy: str,
+    labels: Path | None,
     layers: int,
     heads: int,
     schedule: str,
@@ -68,14 +70,18 @@ def plan(
     as_json: bool,
     png: Path | None,
 ) -> None:
-    """Print and draw what every head reads under POLICY, chunk by chunk. Needs no model."""
+    """Print and draw what every head reads under POLICY, chunk by chunk. Needs no model.
+
+    POLICY is a policy file, or the name of a published system such as longlive.
+    """
     from .lowering.footprint import DTYPE_BYTES, footprint
     from .lowering.preview import preview, to_json
-    from .policy import Policy, Schedule, parse_rule
+    from .policy import Schedule, parse_rule
+    from .presets import read_policy
 
     if dtype not in DTYPE_BYTES:
         raise click.BadParameter(f"{dtype!r} is not one of {', '.join(DTYPE_BYTES)}", param_hint="--dtype")
-    bound = Policy.load(policy).bind(layers=layers, heads=heads, native=parse_rule(native))
+    bound = read_policy(policy, labels).bind(layers=layers, heads=heads, native=parse_rule(native))
     chunks = Schedule.parse(schedule)
     size = footprint(bound, chunks, 2 * batch * tokens_per_frame * head_dim * DTYPE_BYTES[dtype])
     if as_json:
@@ -126,7 +132,8 @@ def explain(call: str, policy: Path | None, as_json: bool) -> None:
 @main.command()
 @click.option("--model", default="causal-wan", show_default=True, help="The example: a folder of examples/.")
 @click.option("--preset", type=click.Choice(["demo", "tiny"]), default="demo", show_default=True, help="Model size.")
-@click.option("--policy", type=click.Path(path_type=Path), help="Policy file [default: examples/policies/PRESET.yaml].")
+@click.option("--policy", help="Policy file, or a published system [default: examples/policies/PRESET.yaml].")
+@click.option("--labels", type=click.Path(path_type=Path), help="The label file of a published system that needs one.")
 @click.option("--chunks", type=click.IntRange(1), default=10, show_default=True, help="Chunks of 3 frames.")
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler: inductor or eager.")
 @click.option("--target", help="How attention is computed [default: the best for the device].")

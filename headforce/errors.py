@@ -96,6 +96,14 @@ CATALOGUE: dict[str, Entry] = {
         "The compile options name a target that does not exist.",
         "Use one of the names that the message lists.",
     ),
+    "HF-PRESET": Entry(
+        "A preset, or an argument of one, does not exist.",
+        "Use one of the names that the message lists; `headforce.presets` has them, with what they take.",
+    ),
+    "HF-LABELS": Entry(
+        "A label file does not say, once and for every head, what it is.",
+        "The message names the layer; docs/systems.md shows the forms that are read.",
+    ),
     "HF-KERNEL": Entry(
         "A kernel was asked for tensors that it does not take.",
         "Use another target, such as sdpa, or convert the tensors; docs/kernels.md says what each kernel takes.",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch._dynamo.utils import counters
 
 from ..lowering.footprint import footprint
-from ..policy import BoundPolicy, Policy, Schedule
+from ..policy import BoundPolicy, Schedule
+from ..presets import read_policy
 from .history import History
 from .progress import Progress
 from .runner import in_step, relative_error
@@ -53,7 +54,7 @@ def measure(settings: Settings, progress: Progress, stack: ExitStack) -> Measure
     """Runs the demo. `stack` takes back what was done to models."""
     begin, load = time.perf_counter(), os.getloadavg()[0]
     breaks = sum(counters["graph_break"].values())
-    policy = Policy.load(settings.policy_file)
+    policy = read_policy(settings.policy_name, settings.labels)
     sides = Sides(settings)
     config, runners = sides.config, sides.runners
     evicting = settings.evicting(config.cache_frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def build_report(m: Measured, checks: Sequence[Check]) -> dict[str, Any]:
         },
         "compile": {**m.settings.options, "unit": "model" if m.settings.whole else "block"},
         "policy": {
-            "file": m.settings.policy_file.name,
+            "file": Path(m.settings.policy_name).name,
             "digest": m.policy.policy.digest,
             "classes": {
                 name: {"rule": m.policy.rules[cells[0][0]][cells[0][1]].text, "heads": len(cells), "kept": kept}

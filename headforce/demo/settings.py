@@ -17,11 +17,15 @@ CHUNKS = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """`policy` None is the file of the preset in examples/policies; `whole` compiles the model as one graph."""
+    """`policy` is a file or the name of a published system, None the file for the size; `labels` its label file.
+
+    `whole` compiles the model as one graph.
+    """
 
     model: str = "causal-wan"
     preset: str = "demo"
-    policy: Path | None = None
+    policy: str | None = None
+    labels: Path | None = None
     chunks: int = CHUNKS
     inner: str = "inductor"
     target: str | None = None
@@ -31,9 +35,9 @@ class Settings:
     threads: int | None = None
 
     @property
-    def policy_file(self) -> Path:
-        """The policy file that is meant."""
-        return self.policy or examples_folder() / "policies" / f"{self.preset}.yaml"
+    def policy_name(self) -> str:
+        """The policy file, or the published system, that is meant."""
+        return self.policy or str(examples_folder() / "policies" / f"{self.preset}.yaml")
 
     @property
     def options(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ..lowering.plan import ChunkPlan
 from ..lowering.preview import preview
 from ..policy import FrameSet, Policy, Rule, Schedule, parse_rule
 from ..policy.chunk import Chunk
+from ..presets import read_policy
 from .capture import Adapter, find_adapter
 from .eligible import check_ownable, check_viewable
 from .explanation import ClassLine, Explanation, Outlook, SiteFacts
@@ -40,16 +41,15 @@ def explain(model: nn.Module, *args: Any, policy: Policy | str | None = None, **
 
     Args:
         model: any model, compiled or not, prepared or not. args, kwargs: the arguments of one call, caches included.
-        policy: a policy or the path of a file, to see what it would keep, hold and compute. A prepared model has one.
+        policy: a policy, the path of a file or the name of a preset, to see what it would keep, hold and compute. A
+            prepared model has one.
 
     Returns an `Explanation`: print it, or take its `to_json()`. A policy that does not fit the model raises.
     """
     model = getattr(model, "_orig_mod", model)
     session = session_of(model)
-    if policy is None:
-        given = session.policy if session is not None else None
-    else:
-        given = policy if isinstance(policy, Policy) else Policy.load(policy)
+    own = session.policy if session is not None else None
+    given = own if policy is None else read_policy(policy)
     args, kwargs = copy.deepcopy((args, kwargs), _shells(session, model, args, kwargs))
     recorder = _Recorder()
     breaks = dict(_graph_breaks())

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import HeadforceError, nearest
 from ..lowering.targets import find_target
 from ..policy import Policy
+from ..presets import read_policy
 
 _CHOICES = {"on_refuse": ("error", "warn"), "verify": ("off", "plan")}
 
@@ -20,7 +21,8 @@ class Options:
     """What a user may set.
 
     Attributes:
-        policy: a `Policy` or the path of a policy file, for models that `prepare` did not see.
+        policy: a `Policy`, the path of a policy file or the name of a preset (with `labels`, the path of its label
+            file), for models that `prepare` did not see.
         target: how ragged attention is computed; None is `triton` on a GPU and `sdpa` elsewhere.
         inner: the compiler that gets the rewritten graph: "inductor", "eager", or any registered backend.
         inner_mode: its mode, such as "max-autotune-no-cudagraphs"; `torch.compile(mode=...)` alone means the same.
@@ -43,7 +45,7 @@ class Options:
 def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
     """The options as given to `torch.compile`; HF-OPTION for a name or a value that does not exist."""
     values = dict(given or {})
-    known = [field.name for field in dataclasses.fields(Options)]
+    known = [*(field.name for field in dataclasses.fields(Options)), "labels"]
     for name in values:
         if name not in known:
             raise HeadforceError(
@@ -57,9 +59,16 @@ def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
     if values.get("target") is not None:
         find_target(values["target"])
     if isinstance(values.get("policy"), str | os.PathLike):
-        values["policy"] = Policy.load(values["policy"])
+        values["policy"] = read_policy(values["policy"], values.pop("labels", None))
+    if values.pop("labels", None) is not None:
+        raise HeadforceError(
+            "HF-OPTION", site="labels", found="labels without a preset", needed="policy: a preset's name"
+        )
     if not isinstance(values.get("policy"), Policy | None):
         raise HeadforceError(
-            "HF-OPTION", site="policy", found=type(values["policy"]).__name__, needed="a Policy or the path of a file"
+            "HF-OPTION",
+            site="policy",
+            found=type(values["policy"]).__name__,
+            needed="a Policy, a file or a preset",
         )
     return Options(**{"inner_mode": mode, **values})

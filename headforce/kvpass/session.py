@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import HeadforceError
 from ..policy import Policy, Rule
+from ..presets import Labels, read_policy
 from .capture import Adapter, LayerCache, find_adapter
 from .layers import OWNED, VIEW, Caches, Layer, layer_of
 from .owned_caches import OwnedCaches
@@ -35,6 +36,7 @@ def prepare(
     model: nn.Module,
     policy: Policy | str | PathLike[str],
     *,
+    labels: Labels | str | PathLike[str] | None = None,
     mode: str = "owned",
     canonical_order: bool = False,
     verify: str = "off",
@@ -43,7 +45,8 @@ def prepare(
 
     Args:
         model: a model of a known family. Its source and weights stay as they are.
-        policy: what every head remembers: a `Policy` or the path of a policy file.
+        policy: what every head remembers: a `Policy`, the path of a policy file, or the name of a preset.
+        labels: which heads are what, for presets that ask for it: `Labels` or the path of a label file.
         mode: "owned": K and V live in pools of exactly the policy's size, which saves time and memory. "view": the
             model keeps its cache and attention reads the kept rows of it, which saves time; rules are then limited to
             what the model itself still reads.
@@ -61,7 +64,7 @@ def prepare(
         raise HeadforceError("HF-OPTION", site="verify", found=repr(verify), needed="'off' or 'plan'")
     if model in _SESSIONS:
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
-    loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
+    loaded = read_policy(policy, labels)
     return Session(model, loaded, find_adapter(model), mode=mode, canonical=canonical_order, verify=verify == "plan")
 
 

@@ -23,7 +23,7 @@ from .ops.native import UNMODIFIED
 from .policy import Policy, Warmup
 
 VERSION = 0
-LATER = ("preset", "labels", "classify", "on_switch", "made_for")
+LATER = ("classify", "on_switch", "made_for")
 """Keys that the format has room for and this version does not act on."""
 
 _Count = Annotated[StrictInt, Field(ge=1)]
@@ -79,7 +79,7 @@ def load(path: str | PathLike[str]) -> Policy:
 def loads(text: str, source: str = "policy") -> Policy:
     """The policy in `text`, which is YAML or JSON."""
     try:
-        return _policy(_document(text))
+        return _policy(document(text))
     except HeadforceError as error:
         raise error.at(source) from None
 
@@ -133,7 +133,8 @@ def to_dict(policy: Policy) -> dict[str, Any]:
     return data
 
 
-def _document(text: str) -> dict[Any, Any]:
+def document(text: str) -> dict[Any, Any]:
+    """The keys of a policy file as they stand, its version checked; HF-POLICY-FILE for any other text."""
     # A JSON document is YAML too, but JSON's own reader has the better messages for one that is cut short.
     read = [_read_json, _read_yaml] if text.lstrip().startswith("{") else [_read_yaml]
     data, problem = None, None
@@ -229,6 +230,8 @@ def _first(error: ValidationError) -> HeadforceError:
         key = str(problem["input"] if problem["type"] == "invalid_key" else problem["loc"][-1])
         known = list(_Warmup.model_fields if len(problem["loc"]) > 1 else _File.model_fields)
         later = " (the format keeps it for a later version)" if key in LATER else nearest(key, known)
+        if key in ("preset", "arguments"):
+            later = " (`headforce.presets.read_policy` reads files that name a preset)"
         return HeadforceError("HF-POLICY-KEY", site=place, found=f"key {key!r}{later}", needed=", ".join(known))
     if problem["type"] == "missing":
         return HeadforceError("HF-POLICY-VALUE", site=place, found="nothing", needed=f"a value for {place}")

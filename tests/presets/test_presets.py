@@ -1,0 +1,145 @@
+"""Presets against plain state machines, written from the papers and the published code and from nothing of ours."""
+
+import pytest
+
+from headforce.errors import HeadforceError
+from headforce.lowering.preview import preview
+from headforce.policy import Policy, Schedule
+from headforce.presets import Labels, dummy_forcing, head_forcing, load_presets, longlive, make_preset, self_forcing
+
+LABELS = Labels((("sink", "neighbor", "dummy"), ("dummy", "neighbor", "neighbor")))
+ROLES = Labels((("local", "anchor", "memory"), ("memory", "local", "anchor")))
+SCHEDULES = {"threes": (3,) * 41, "ones": (1,) * 41, "eights": (8,) * 6, "irregular": (1, *(3,) * 12, 2, 5, 1)}
+
+
+def planned(policy, schedule, layers=2, heads=3):
+    """For every chunk, (first frame, {(layer, head): committed frames it reads})."""
+    bound = policy.bind(layers=layers, heads=heads)
+    for plan in preview(bound, Schedule(schedule)):
+        reads = {}
+        for layer in range(layers):
+            for head in range(heads):
+                readings = plan.of(layer, head).readings
+                reads[layer, head] = [set(map(int, r.frames[:, 0])) for r in readings]
+        yield plan.chunk, reads
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize(("window", "sink"), [(21, 0), (12, 3), (9, 1)])
+def test_a_rolling_cache_with_a_sink(window, sink, schedule):
+    """Self Forcing and LongLive: a list that drops its oldest frames behind the sink when it overflows."""
+    cache = []
+    for chunk, reads in planned(self_forcing(window, sink), schedule):
+        cache += list(chunk.queries)
+        while len(cache) > window:
+            del cache[sink]
+        for frames in reads.values():
+            assert frames == [set(cache) - set(chunk.queries)]
+
+
+def test_longlive_is_twelve_frames_with_three_in_front():
+    assert longlive() == self_forcing(window=12, sink=3)
+    *_, (chunk, reads) = planned(longlive(), (3,) * 10)
+    assert chunk.start == 27
+    assert reads[0, 0] == [{0, 1, 2, 21, 22, 23, 24, 25, 26}]
+
+
+@pytest.mark.parametrize("classify_at", [1, 2])
+@pytest.mark.parametrize("context", [1, 2])
+def test_dummy_forcing_is_its_two_caches(classify_at, context):
+    """The published code, chunk by chunk: `sink` and `local` of all heads, then of groups of heads.
+
+    But for frame 0, which neighbor heads read for as long as their context reaches back to it.
+    """
+    policy = dummy_forcing(LABELS, context=3 * context, warmup_chunks=classify_at + 1)
+    sink, local, last = [], [], []
+    for chunk, reads in planned(policy, (3,) * 41):
+        current = list(chunk.queries)
+        for (layer, head), frames in reads.items():
+            kind = LABELS.layers[layer][head]
+            if chunk.index <= classify_at:
+                expected = sink + local
+            else:
+                expected = {"sink": sink, "neighbor": local, "dummy": last}[kind]
+                if kind == "neighbor" and chunk.start <= 3 * context:
+                    expected = [0, *expected]  # the docstring says so
+            assert frames == [set(expected)], (chunk.index, kind)
+        everything = sink + local + current
+        sink = everything[:1]
+        local = (local + current)[-3 * context :] if chunk.index > context - 1 else everything[1:]
+        last = current[-1:]
+
+
+def test_dummy_forcing_reads_what_the_paper_counts():
+    """4 frames for sink and dummy heads, 6 for neighbors, the chunk included; 180 of 360 heads are dummies."""
+    *_, (chunk, reads) = planned(dummy_forcing(LABELS), (3,) * 20)
+    counts = {LABELS.layers[layer][head]: len(*frames) + chunk.frames for (layer, head), frames in reads.items()}
+    assert counts == {"sink": 4, "neighbor": 6, "dummy": 4}
+    *_, (_, reads) = planned(dummy_forcing(LABELS, packed=0), (3,) * 20)
+    assert reads[0, 2] == [set()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_head_forcing_without_memory_is_sinks_and_windows(schedule):
+    """Local and anchor heads, and positions: what is read, in order, with the chunk at its end."""
+    policy = head_forcing(ROLES, local_window=2, anchor_sink=2, anchor_window=3, position_range=30)
+    bound = policy.bind(layers=2, heads=3)
+    for plan in preview(bound, Schedule(schedule)):
+        past = list(range(plan.chunk.start))
+        expected = {"local": past[-2:], "anchor": sorted({*past[:2], *past[-3:]})}
+        for layer, names in enumerate(ROLES.layers):
+            for head, name in enumerate(names):
+                if name not in expected:
+                    continue
+                (reading,) = plan.of(layer, head).readings
+                places = {int(f): int(f + shift) for f, shift in reading.frames}
+                frames = expected[name]
+                assert list(places) == frames
+                assert list(places.values()) == list(range(plan.chunk.start - len(frames), plan.chunk.start))
+
+
+def test_positions_stay_in_range_for_thousands_of_frames():
+    policy = head_forcing(ROLES)
+    bound = policy.bind(layers=2, heads=3)
+    rules = {bound.rules[layer][head].text for layer in range(2) for head in range(3)}
+    assert len(rules) == 3
+    from headforce.policy import Chunk, oracle
+
+    for start in (3, 300, 2997):
+        chunk = Chunk(start // 3, start, 3)
+        for name, rule in policy.classes.items():
+            if name != "memory":  # which depends on what was novel; its positions are contiguous by the same code
+                reads = oracle.read(rule, None, chunk, chunk.stop - 1, None)
+                assert all(0 < chunk.stop - 1 - position <= 20 for position in reads.values())
+
+
+def test_every_preset_is_a_file_and_back():
+    for name in load_presets():
+        labels = {"dummy_forcing": LABELS, "head_forcing": ROLES}.get(name)
+        policy = make_preset(name, **({"labels": labels} if labels else {}))
+        assert Policy.loads(policy.dumps()) == policy
+        assert make_preset(name, **({"labels": labels} if labels else {})) == policy
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("longlife", {}, "did you mean 'longlive'"),
+        ("longlive", {"windows": 3}, "did you mean 'window'"),
+        ("dummy_forcing", {}, "no labels"),
+    ],
+)
+def test_what_does_not_exist(name, arguments, says):
+    with pytest.raises(HeadforceError, match=says) as caught:
+        make_preset(name, **arguments)
+    assert caught.value.code == "HF-PRESET"
+
+
+def test_labels_of_another_system_are_refused():
+    with pytest.raises(HeadforceError, match=r"HF-LABELS.*'anchor'"):
+        dummy_forcing(ROLES)
+
+
+def test_a_head_that_the_model_lacks():
+    with pytest.raises(HeadforceError, match="HF-POLICY-SHAPE"):
+        dummy_forcing(LABELS).bind(layers=2, heads=2)
