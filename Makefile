@@ -5,6 +5,8 @@ BIN := .venv/bin
 GPU_PYTHON ?= python3
 GPU_BENCHMARK ?= --quick
 GPU_OUT ?= out/gpu
+# By name, so that what other tests import is not needed there.
+GPU_TESTS := tests/kernels/test_gpu.py tests/kvpass/test_gpu.py tests/kvpass/test_shell.py
 WORKERS ?= 2
 
 .PHONY: demo demo-tiny test lint gpu clean
@@ -34,7 +36,7 @@ lint: .venv/ready
 gpu:
 	$(GPU_PYTHON) benchmarks/machine.py
 	@failed=0; export PYTHONPATH=.; \
-	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests || failed=1; \
+	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider $(GPU_TESTS) || failed=1; \
 	$(GPU_PYTHON) benchmarks/planning.py || failed=1; \
 	$(GPU_PYTHON) benchmarks/attention.py $(GPU_BENCHMARK) --out $(GPU_OUT)/attention.json || failed=1; \
 	exit $$failed

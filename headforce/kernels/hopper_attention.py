@@ -114,6 +114,8 @@ def store_query(q_smem, first, stride, rows, shift, turning):
             pair = dim // 2 - first_pair
         turns = (pair >= 0) & (pair < pairs)
         rate = gl.load(theta + pair, mask=turns, other=0.0)
+        # Brought back into one turn before it becomes float32. The library's functions are long, but with shorter ones
+        # registers are spilled in every round of the loop that this is inlined into.
         angle = rate * shift.to(gl.float64)
         angle = (angle - gl.floor(angle / TWO_PI) * TWO_PI).to(gl.float32)
         cosine = gl.cos(angle)
@@ -183,10 +185,9 @@ def consumer(q_smem, rings, walk, asked, turning, answer, GROUP: gl.constexpr):
             block = 0
             rows = gl.load(runs + run * 3 + 1)
             if ROTATED:
-                next_shift = gl.load(runs + run * 3 + 2)
-                if next_shift != shift:
-                    store_query(query, own_query, query_row, own_rows, next_shift, turning)
-                    shift = next_shift
+                shift = gl.load(runs + run * 3 + 2)
+                if shift != gl.load(runs + run * 3 - 1):  # that of the run before
+                    store_query(query, own_query, query_row, own_rows, shift, turning)
         stage = i % STAGES
         last = (i - 1) % STAGES
         mbarrier.wait(k_full.index(stage), (i // STAGES) & 1)

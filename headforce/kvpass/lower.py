@@ -93,10 +93,17 @@ def _tables(added: AddedInputs, i: int, device: torch.device) -> tuple[Node, Nod
 
 def _in_turn(sites: Sequence[Site], replaced: Mapping[Node, Node]) -> Iterator[Site]:
     """The sites in order. An operand that is the result of an earlier site is what took that one's place by then."""
+
+    def follow(holder: Any) -> Any:
+        return replace(holder, node=replaced.get(holder.node, holder.node))
+
+    names = ("query", "new_key", "new_value", "key", "value")
     for site in sites:
-        names = ("query", "new_key", "new_value", "key", "value")
-        operands = {name: getattr(site, name) for name in names}
-        yield replace(site, **{n: replace(o, node=replaced.get(o.node, o.node)) for n, o in operands.items()})
+        rope = site.rope
+        if rope is not None:
+            factors = {n: tuple(map(follow, getattr(rope, n))) for n in ("query_factors", "key_factors")}
+            rope = replace(rope, raw_query=follow(rope.raw_query), raw_key=follow(rope.raw_key), **factors)
+        yield replace(site, rope=rope, **{name: follow(getattr(site, name)) for name in names})
 
 
 def _write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:

@@ -78,4 +78,5 @@ class SiteReader:
     def _rotation(self, args: Sequence[Any]) -> Rotation:
         tables = [args[i] for i in self._tables]
         theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
-        return Rotation(theta, *rotated_pairs(self.site))
+        # The table may lie on another device, from where the graph moves what it takes of it.
+        return Rotation(theta.to(args[self.site.cache.k_index].device), *rotated_pairs(self.site))

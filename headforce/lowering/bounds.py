@@ -14,13 +14,22 @@ from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 
 
 def check_bounds(
-    reads: Any, runs: Any, *, batch: int, heads: int, tokens: int, rows: int, most_parts: int | None = None
+    reads: Any,
+    runs: Any,
+    *,
+    batch: int,
+    heads: int,
+    tokens: int,
+    rows: int,
+    most_parts: int | None = None,
+    workspace_rows: int | None = None,
 ) -> None:
     """HF-TABLES if `reads` or `runs` name what is not there.
 
     Args:
         reads, runs: [..., N, 8] and [..., N, 3], arrays or tensors; see `kernels.reference`.
-        batch, heads, tokens: of the query. rows: that a run may name. most_parts: that a launch is ready for.
+        batch, heads, tokens: of the query. rows: that a run may name.
+        most_parts, workspace_rows: that a launch is ready for; not looked at if None.
     """
     if reads.shape[-1] != len(READ_FIELDS) or runs.shape[-1] != len(RUN_FIELDS):
         raise HeadforceError(
@@ -28,25 +37,46 @@ def check_bounds(
             found=f"tables with {reads.shape[-1]} and {runs.shape[-1]} columns",
             needed=f"{len(READ_FIELDS)} ({', '.join(READ_FIELDS)}) and {len(RUN_FIELDS)} ({', '.join(RUN_FIELDS)})",
         )
-    row, head, query_row, query_rows, first_run, count, parts, _ = (reads[..., i] for i in range(len(READ_FIELDS)))
-    used = query_rows > 0
-    ends = runs[..., 0].astype("int64") if hasattr(runs, "astype") else runs[..., 0].long()
+    row, head, query_row, query_rows, first_run, count, parts, slot = (
+        _wide(reads[..., i]) for i in range(len(READ_FIELDS))
+    )
+    run_row, run_rows = _wide(runs[..., 0]), _wide(runs[..., 1])
+    used, cut = query_rows > 0, (query_rows > 0) & (parts > 1)
     limits = {
-        "a batch row": (row, batch - 1),
-        "a head": (head, heads - 1),
-        "a query row": (query_row * used, tokens - 1),
-        "query rows up to": (query_row + query_rows, tokens),
-        "a run": (first_run * used, runs.shape[-2] - 1),
-        "runs up to": ((first_run + count) * used, runs.shape[-2]),
-        "a row": (ends * (runs[..., 1] > 0), rows - 1),
-        "rows up to": ((ends + runs[..., 1]) * (runs[..., 1] > 0), rows),
+        "a batch row": (row, 0, batch - 1),
+        "a head": (head, 0, heads - 1),
+        "query rows": (query_rows, 0, tokens),
+        "a query row": (query_row * used, 0, tokens - 1),
+        "query rows up to": ((query_row + query_rows) * used, 0, tokens),
+        "runs": (count, 0, runs.shape[-2]),
+        "a run": (first_run * used, 0, runs.shape[-2] - 1),
+        "runs up to": ((first_run + count) * used, 0, runs.shape[-2]),
+        "rows": (run_rows, 0, rows),
+        "a row": (run_row * (run_rows > 0), 0, rows - 1),
+        "rows up to": ((run_row + run_rows) * (run_rows > 0), 0, rows),
+        "parts": (parts * used + ~used, 1, most_parts),
+        "a row of the workspace": (slot * cut, 0, workspace_rows),
+        "rows of the workspace up to": ((slot + parts * query_rows) * cut, 0, workspace_rows),
     }
-    if most_parts is not None:
-        limits["parts"] = (parts * used, most_parts)
-    for what, (value, limit) in limits.items():
-        if bool(((value < 0) | (value > limit)).any()):
-            found = int(value.min()) if bool((value < 0).any()) else int(value.max())
-            raise HeadforceError("HF-TABLES", found=f"{what} {found}", needed=f"0 to {limit}")
+    for what, (value, least, most) in limits.items():
+        _check(what, value, least, most)
+
+
+def check_pages(pages: Any, count: int) -> None:
+    """HF-TABLES if `pages` name a page that is not among `count`."""
+    _check("a page", pages, 0, count - 1)
+
+
+def _check(what: str, value: Any, least: int, most: int | None) -> None:
+    beyond = value < least if most is None else (value < least) | (value > most)
+    if bool(beyond.any()):
+        needed = f"{least} or more" if most is None else f"{least} to {most}"
+        raise HeadforceError("HF-TABLES", found=f"{what} {int(value[beyond][0])}", needed=needed)
+
+
+def _wide(column: Any) -> Any:
+    """In 64 bits, so that sums do not overflow."""
+    return column.astype("int64") if hasattr(column, "astype") else column.long()
 
 
 def checks_launches() -> bool:

@@ -42,11 +42,10 @@ def kernel_of(kernel: str, spec: Spec) -> Any:
 def load(text: str) -> ModuleType:
     """The module of a generated text. It comes from a file, as Triton reads the source of its functions."""
     name = f"headforce_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    path = cache_folder() / f"{name}.py"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, path)  # another process may be writing the same
+    try:
+        path = _written(cache_folder() / f"{name}.py", text)
+    except OSError:  # a folder of somebody else, or a full disk
+        path = _written(_own_folder() / f"{name}.py", text)
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None
     assert found.loader is not None
@@ -55,18 +54,40 @@ def load(text: str) -> ModuleType:
     return module
 
 
+def _written(path: Path, text: str) -> Path:
+    """The file, with this text in it; another process may be writing the same."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return path
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.chmod(file.name, 0o644)  # others may share the folder
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+    return path
+
+
 def cache_folder() -> Path:
     """`$HEADFORCE_CACHE_DIR`, or the user's cache folder; one of this process alone where neither can be written."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(chosen) if chosen else base / "headforce"
     try:
+        folder = _chosen_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # no home is a RuntimeError
         pass
     return _own_folder()
+
+
+def _chosen_folder() -> Path:
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "headforce"
 
 
 @cache

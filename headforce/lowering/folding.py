@@ -3,6 +3,8 @@
 A template is a Python file with a block of settings, `NAME = wrapper(value)  # comment`, between two marks. `fold`
 writes the given values there, resolves every `if` whose test names settings alone, and then drops functions, arguments,
 variables, settings and imports that nothing uses any more.
+
+Such an `if` may have an `else`, which may hold another, but no `elif`; strings in its branches are of one line.
 """
 
 from __future__ import annotations
@@ -50,19 +52,29 @@ def _resolved(text: str, settings: Mapping[str, int | str]) -> str:
 
 
 def _taken(lines: list[str], node: ast.If, settings: Mapping[str, int | str]) -> list[str]:
+    """The lines with the branch in the place of the `if`, comments at its head included."""
+    if node.orelse and lines[node.orelse[0].lineno - 1].lstrip().startswith("elif"):
+        raise ValueError(f"line {node.lineno}: an elif beside a setting; write an if in an else")
     holds = eval(compile(ast.Expression(node.test), "setting", "eval"), {}, dict(settings))
     assert node.end_lineno is not None
     kept: list[str] = []
     branch = node.body if holds else node.orelse
     if branch:
-        # From the line after `if` or `else`, so that a comment at the head of the branch comes along.
-        if holds:
-            begin = node.test.end_lineno or node.lineno
-        else:
-            begin = next(i for i in range(branch[0].lineno - 1, 0, -1) if lines[i - 1].strip() == "else:")
-        end = branch[-1].end_lineno
-        kept = [line.removeprefix("    ") for line in lines[begin:end]]
+        begin = _header_end(lines, node.lineno - 1) if holds else _else_of(lines, node)
+        kept = [line.removeprefix("    ") for line in lines[begin : branch[-1].end_lineno]]
     return [*lines[: node.lineno - 1], *kept, *lines[node.end_lineno :]]
+
+
+def _header_end(lines: list[str], first: int) -> int:
+    """The line after the colon of the `if` that begins in line `first`."""
+    return next(i for i in range(first, len(lines)) if lines[i].split("#")[0].rstrip().endswith(":")) + 1
+
+
+def _else_of(lines: list[str], node: ast.If) -> int:
+    """The line after the `else` of an `if`, which is indented as far."""
+    word = " " * node.col_offset + "else"
+    after = range(node.body[-1].end_lineno or node.lineno, node.orelse[0].lineno)
+    return next(i for i in after if lines[i].split("#")[0].rstrip() == f"{word}:") + 1
 
 
 def _names(node: ast.AST) -> set[str]:
@@ -116,13 +128,17 @@ def _unused_assignments(function: ast.FunctionDef, loaded: set[str]) -> set[int]
     return {
         line
         for node in ast.walk(function)
-        if isinstance(node, ast.Assign) and _stored(node) and not _stored(node) & loaded
+        if isinstance(node, (ast.Assign, ast.AugAssign)) and _stored(node) and not _stored(node) & loaded
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
 
 
-def _stored(node: ast.Assign) -> set[str]:
-    return {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+def _stored(node: ast.Assign | ast.AugAssign) -> set[str]:
+    """The names that an assignment sets; none if it sets parts of something."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    names = [n for target in targets for n in ast.walk(target)]
+    plain = all(isinstance(n, (ast.Name, ast.Tuple, ast.expr_context)) for n in names)
+    return {n.id for n in names if isinstance(n, ast.Name)} if plain else set()
 
 
 def _headed(text: str, heading: str) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from ..errors import HeadforceError
 from ..kernels import interpreter
 from ..kernels.config import INTERPRETED, Config, architecture_of, config_of
 from ..kernels.spec import LOG2E, Spec
-from .bounds import check_bounds, checks_launches
+from .bounds import check_bounds, check_pages, checks_launches
 from .codegen import kernel_of
 from .pool import processors_of
 from .schedule import cuts
@@ -39,6 +41,8 @@ def layer_attention(
     """What a target is: `attention` with the configuration for the device, and tables as the planner cuts them."""
     device = query.device
     batch, tokens, heads, dim = query.shape
+    if kernel == HOPPER:
+        _check_hopper(query, key, value, scale)
     if device.type == "cpu":
         config = INTERPRETED
     else:
@@ -80,7 +84,7 @@ def attention(
     if checks_launches():
         rows = key.shape[0] * key.shape[1] if key.dim() == 3 else key.shape[1]
         of_query = {"batch": query.shape[0], "heads": query.shape[2], "tokens": query.shape[1]}
-        check_bounds(reads, runs, **of_query, rows=rows, most_parts=most_parts)
+        check_bounds(reads, runs, **of_query, rows=rows, most_parts=most_parts, workspace_rows=workspace_rows)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     batch, tokens, heads, dim = query.shape
     spec = Spec(
@@ -95,9 +99,10 @@ def attention(
         config=config,
     )
     if kernel == HOPPER:
-        _check_hopper(spec, query, key)
-    elif query.device.type == "cpu":
-        _need_interpreter()
+        _check_hopper(query, key, value, scale)
+        _check_hopper_layout(spec, key)
+    else:
+        _prepare_interpreter(query.device)
     out = query.new_zeros((batch, tokens, heads, value.shape[-1]))
     lse = query.new_empty((batch, heads, tokens), dtype=torch.float32) if with_lse else None
     arguments: dict[str, Any] = {
@@ -150,14 +155,8 @@ def rotate_and_write(
     dtype: torch.dtype,
 ) -> Tensor:
     """See `kernels.reference.rotate_and_write`."""
-    if query.dtype not in DTYPES or k_pool.dtype not in DTYPES:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"a query of {query.dtype} and pages of {k_pool.dtype}",
-            needed="float32, bfloat16 or float16",
-        )
-    if query.device.type == "cpu":
-        _need_interpreter()
+    _check_write(query, key, value, query_turn, key_turn, k_pool, v_pool, pages)
+    _prepare_interpreter(query.device)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     batch, rows, heads, dim = query.shape
     out = query.new_empty(query.shape, dtype=dtype)
@@ -186,9 +185,19 @@ def rotate_and_write(
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], config: Config) -> None:
-    """A kernel has only the arguments that its spec needs."""
+    """Launches a kernel, which has only the arguments that its spec needs, on the device of its tensors."""
     chosen = {name: arguments[name] for name in kernel.arg_names}
-    kernel[grid](**chosen, num_warps=config.warps, num_stages=config.stages)
+    device = arguments["out"].device
+    guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    try:
+        with guard:
+            kernel[grid](**chosen, num_warps=config.warps, num_stages=config.stages)
+    except OutOfResources as error:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"{kernel.__name__} with {config}, which takes {error.required} of {error.name}",
+            needed=f"at most {error.limit} on this device; `headforce tune` finds tiles that fit",
+        ) from error
 
 
 def _named(name: str, steps: tuple[int, ...]) -> dict[str, int]:
@@ -219,43 +228,97 @@ def _check(query: Tensor, key: Tensor, value: Tensor, reads: Tensor, runs: Tenso
         raise HeadforceError("HF-KERNEL", found=f"pages with strides {key.stride()}", needed="contiguous pages")
 
 
-def _need_interpreter() -> None:
-    if not interpreter.enabled():
+def _check_write(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_turn: Tensor,
+    key_turn: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    pages: Tensor,
+) -> None:
+    """HF-KERNEL for a dtype that the kernel does not take, HF-TABLES for tensors that do not go together."""
+    tensors = (query, key, value, query_turn, key_turn, k_pool, v_pool)
+    if not {query.dtype, key.dtype, value.dtype, k_pool.dtype} <= set(DTYPES) or v_pool.dtype != k_pool.dtype:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"operands of {query.dtype}, {key.dtype}, {value.dtype} and pages of {k_pool.dtype}, {v_pool.dtype}",
+            needed="float32, bfloat16 or float16, pages of keys and values alike",
+        )
+    batch, rows, heads, dim = query.shape
+    count, page_rows = k_pool.shape[:2]
+    shapes = {
+        "key": (key.shape, (batch, rows, heads, dim)),
+        "value": (value.shape, (batch, rows, heads, v_pool.shape[-1])),
+        "query_turn": (query_turn.shape, (rows, dim // 2, 2)),
+        "key_turn": (key_turn.shape, (rows, dim // 2, 2)),
+        "k_pool": (k_pool.shape, (count, page_rows, dim)),
+        "v_pool": (v_pool.shape, (count, page_rows, value.shape[-1])),
+        "pages": (pages.shape, (batch * heads * (rows // page_rows),)),
+    }
+    for name, (shape, needed) in shapes.items():
+        if tuple(shape) != needed:
+            raise HeadforceError("HF-TABLES", site=name, found=f"{tuple(shape)}", needed=f"{needed}")
+    if rows % page_rows or not (k_pool.is_contiguous() and v_pool.is_contiguous()) or pages.dtype != torch.int64:
+        raise HeadforceError(
+            "HF-TABLES",
+            found=f"{rows} rows over pages of {page_rows}, contiguous: {k_pool.is_contiguous()}; {pages.dtype}",
+            needed="whole pages in contiguous pools, their numbers in int64",
+        )
+    if len({t.device for t in (*tensors, pages)}) > 1:
+        raise HeadforceError("HF-KERNEL", found=f"{[str(t.device) for t in tensors]}", needed="one device")
+    if checks_launches():
+        check_pages(pages, count)
+
+
+def _prepare_interpreter(device: torch.device) -> None:
+    """The repairs that the interpreter needs, if kernels run in it; HF-KERNEL if nothing runs them on `device`."""
+    if interpreter.enabled():
+        interpreter.install()
+    elif device.type == "cpu":
         raise HeadforceError(
             "HF-KERNEL",
             found="tensors on the CPU",
             needed="a GPU, or TRITON_INTERPRET=1 set before triton is imported",
         )
-    interpreter.install()
 
 
-def _check_hopper(spec: Spec, query: Tensor, key: Tensor) -> None:
+def _check_hopper(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
     """HF-KERNEL where the kernel for Hopper cannot run; target `triton` takes what it refuses."""
     on_gpu = query.device.type == "cuda" and not torch.version.hip
     found = architecture_of(query.device) if on_gpu else f"tensors on {query.device.type}"
     if found != "sm90":
         raise HeadforceError("HF-KERNEL", found=found, needed="sm90 (H100, H200), or target triton")
-    check_hopper_spec(spec)
-    if key.dim() == 3 and key.shape[1] < spec.config.block_n:
+    check_hopper_operands(query, key, value, scale)
+
+
+def check_hopper_operands(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+    """HF-KERNEL for operands that the kernel for Hopper does not take on any device."""
+    widths = {query.shape[-1], value.shape[-1]}
+    if not widths <= set(HOPPER_WIDTHS) or query.dtype == torch.float32 or key.dtype != query.dtype or not scale > 0:
         raise HeadforceError(
             "HF-KERNEL",
-            found=f"pages of {key.shape[1]} rows",
-            needed=f"pages of at least {spec.config.block_n} rows, or target triton",
+            found=f"heads of {sorted(widths)} columns, a query of {query.dtype} over {key.dtype}, scale {scale}",
+            needed="bfloat16 or float16, a cache of the same dtype, head dims 64 or 128, and a positive scale, "
+            "or target triton",
         )
 
 
-def check_hopper_spec(spec: Spec) -> None:
-    """HF-KERNEL for a spec that the kernel for Hopper cannot be made for."""
-    widths = {spec.head_dim, spec.value_dim}
-    if not widths <= set(HOPPER_WIDTHS) or spec.dtype == torch.float32 or spec.cache_dtype != spec.dtype:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"{spec}",
-            needed="bfloat16 or float16, a cache of the same dtype, and head dims 64 or 128, or target triton",
-        )
+def _check_hopper_layout(spec: Spec, key: Tensor) -> None:
+    """HF-KERNEL for keys and values that no descriptor can name, or whose pages are shorter than a block.
+
+    Of operands nobody can say here how long their runs are; `least_rows` of the target is checked where that is known.
+    """
     if not spec.descriptors:
         raise HeadforceError(
             "HF-KERNEL",
             found="keys or values that no tensor descriptor can name",
             needed="rows of equal stride whose addresses are multiples of 16 bytes, or target triton",
+        )
+    if key.dim() == 3 and key.shape[1] < spec.config.block_n:
+        raise HeadforceError(
+            "HF-KERNEL",
+            found=f"pages of {key.shape[1]} rows",
+            needed=f"pages of at least {spec.config.block_n} rows, or target triton",
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
-from .bounds import check_bounds
+from .bounds import check_bounds, check_pages
 from .plan import ChunkPlan
 from .stream import Stream
 from .tables import Regions, build_tables
@@ -83,6 +83,7 @@ class PagePool:
         check_bounds(
             tables.reads, tables.runs, batch=batch, heads=heads, tokens=tokens, rows=self.regions.pages * shape.rows
         )
+        check_pages(tables.pages, self.regions.pages)
         arrays = [torch.from_numpy(array) for array in (tables.reads, tables.runs, tables.pages)]
         if [t.shape for t in self._tables] != [a.shape for a in arrays]:
             with torch.inference_mode(False):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from ..errors import HeadforceError
 from ..kernels.config import TUNING, Config, architecture_of, candidates, tuning_entry
@@ -89,7 +90,7 @@ def tune(
 
         try:
             error = float((run()[:, sampled].double() - exact).abs().max())
-        except (HeadforceError, RuntimeError) as failure:  # Triton says that it does not fit with a RuntimeError
+        except (HeadforceError, TritonError) as failure:  # it does not fit, or does not compile
             trials.append(Trial(config, None, str(failure).splitlines()[0]))
             continue
         if not error <= limit:

@@ -13,10 +13,9 @@ from headforce.kernels.reference import ragged_attention, rotate_and_write
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.launch import HOPPER, PORTABLE, attention
 from headforce.lowering.targets import find_target
-from tests.lowering.rig import Rig
-from tests.lowering.test_targets import check, mixed
+from tests.lowering.rig import Rig, check, mixed
 
-from .test_rotate_and_write import chunk
+from .chunks import chunk
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = "cuda"

@@ -18,16 +18,15 @@ from headforce.kernels.reference import ragged_attention
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.kernels.spec import Spec
 from headforce.lowering import codegen, launch
-from headforce.lowering.launch import HOPPER, attention, check_hopper_spec
+from headforce.lowering.launch import HOPPER, attention, check_hopper_operands
 from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
 from headforce.lowering.targets import check_rows, find_target
 from headforce.policy import Chunk, Policy, parse_rule
 from tests.kernels.gluon_emulator import Fault, edited, run
-from tests.lowering.rig import Rig
+from tests.lowering.rig import Rig, check, mixed
 from tests.lowering.test_operands import Operands
-from tests.lowering.test_targets import check, mixed
 
 SMALL = Config(32, 16, 4, 2, descriptors=True)
 
@@ -177,20 +176,37 @@ def spec(**changes):
 
 
 def test_what_the_kernel_does_not_take_is_refused():
-    check_hopper_spec(spec())
-    for change in ({"head_dim": 96}, {"dtype": torch.float32}, {"cache_dtype": torch.float16}, {"descriptors": False}):
+    query, key = torch.zeros(1, 48, 2, 64, dtype=torch.bfloat16), torch.zeros(8, 16, 64, dtype=torch.bfloat16)
+    check_hopper_operands(query, key, key, 0.1)
+    wrong = [
+        (query[..., :48], key[..., :48], key, 0.1),
+        (query.float(), key.float(), key.float(), 0.1),
+        (query, key.half(), key.half(), 0.1),
+        (query, key, key, -0.1),
+    ]
+    for arguments in wrong:
         with pytest.raises(HeadforceError, match=r"HF-KERNEL.*target triton"):
-            check_hopper_spec(spec(**change))
-    rig = Rig(mixed(), "sdpa", dtype=torch.bfloat16, tokens=16, head_dim=64)
-    rig.run(0, 3)
-    query = torch.randn(1, 48, 5, 64, dtype=torch.bfloat16)
-    rest = (rig.pool.reads[0], rig.pool.runs[0], rig.theta, 0, rig.style, rig.scale)
+            check_hopper_operands(*arguments)
+    tables = torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 3, dtype=torch.int32)
+    rest = (*tables, torch.zeros(0, dtype=torch.float64), 0, INTERLEAVED, 0.1)
     with pytest.raises(HeadforceError, match=r"HF-KERNEL.*sm90"):  # there is no GPU
-        find_target("hopper")(query, rig.pool.k, rig.pool.v, *rest)
+        find_target("hopper")(query, key, key, *rest)
     check_rows("triton", 1)
     check_rows("hopper", 128)
     with pytest.raises(HeadforceError, match="HF-KERNEL"):
         check_rows("hopper", 127)
+
+
+def test_short_pages_and_odd_strides_are_refused(monkeypatch):
+    monkeypatch.setattr(launch, "_check_hopper", lambda *_: None)
+    query = torch.zeros(1, 48, 2, 64, dtype=torch.bfloat16)
+    tables = torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 3, dtype=torch.int32)
+    rest = (*tables, torch.zeros(0, dtype=torch.float64), 0, INTERLEAVED, 0.1)
+    short = torch.zeros(8, 8, 64, dtype=torch.bfloat16)
+    odd = torch.zeros(1, 48, 2, 66, dtype=torch.bfloat16)[..., :64]
+    for keys, says in ((short, "pages of 8 rows"), (odd, "descriptor")):
+        with pytest.raises(HeadforceError, match=says):
+            attention(query, keys, keys, *rest, config=SMALL, kernel=HOPPER)
 
 
 def test_the_source_has_what_the_spec_needs():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from headforce.errors import HeadforceError
 from headforce.kernels import reference
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering import (
@@ -11,25 +12,9 @@ from headforce.lowering import (
 )
 from tests.lowering.test_ops import CHECKS
 
+from .chunks import chunk
+
 STYLES = [INTERLEAVED, SPLIT_HALF]
-
-
-def chunk(style, dtype=torch.float32, batch=2, frames=3, tokens=11, heads=3, dim=12, value_dim=8, strided=False):
-    generator = torch.Generator().manual_seed(dim)
-
-    def random(*shape):
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    rows = frames * tokens
-    angles = random(2, rows, dim // 2) * 3
-    turns = torch.stack((angles.cos(), angles.sin()), dim=-1)
-    qkv = [random(batch, rows, heads, width).to(dtype) for width in (dim, dim, value_dim)]
-    if strided:
-        qkv = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in qkv]
-    count = batch * heads * frames
-    pools = [torch.full((count + 4, tokens, width), torch.nan, dtype=dtype) for width in (dim, value_dim)]
-    pages = torch.randperm(count + 4, generator=generator)[:count]
-    return *qkv, *turns, style, *pools, pages, dtype
 
 
 def by_complex_numbers(x, turn, style):
@@ -92,3 +77,35 @@ def test_the_operator_is_what_it_says(style):
     arguments = chunk(style, tokens=4)
     arguments = (*(t.float() if t.is_floating_point() else t for t in arguments[:5]), *arguments[5:])
     torch.library.opcheck(torch.ops.headforce.rotate_and_write, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "code"),
+    [
+        (0, lambda t: t.double(), "HF-KERNEL"),
+        (1, lambda t: t[:, :, :2], "HF-TABLES"),
+        (2, lambda t: t[:, :-1], "HF-TABLES"),
+        (3, lambda t: t[:4], "HF-TABLES"),
+        (4, lambda t: t[:, :2], "HF-TABLES"),
+        (6, lambda t: t[..., :8].contiguous(), "HF-TABLES"),
+        (6, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1), "HF-TABLES"),
+        (7, lambda t: t[:-1], "HF-TABLES"),
+        (8, lambda t: t[:-1], "HF-TABLES"),
+        (8, lambda t: t.int(), "HF-TABLES"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(place, change, code):
+    arguments = list(chunk(INTERLEAVED))
+    arguments[place] = change(arguments[place])
+    with pytest.raises(HeadforceError) as caught:
+        launch.rotate_and_write(*arguments)
+    assert caught.value.code == code
+
+
+def test_pages_that_are_not_there_are_refused_where_launches_are_checked(monkeypatch):
+    arguments = list(chunk(INTERLEAVED))
+    arguments[8] = arguments[8].clone()
+    arguments[8][3] = len(arguments[6])
+    monkeypatch.setenv("HEADFORCE_CHECK_TABLES", "1")
+    with pytest.raises(HeadforceError, match=r"HF-TABLES.*a page"):
+        launch.rotate_and_write(*arguments)

@@ -5,7 +5,7 @@ import torch
 
 import headforce
 from examples.causal_wan import Rollout
-from headforce.policy import Policy
+from headforce.policy import Policy, parse_rule
 
 from .conftest import text, wan
 from .oracle_model import oracle_model
@@ -13,13 +13,16 @@ from .test_owned_identity import relative
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-NATIVE = Policy.loads("headforce: 0\nclasses: {}\n")
-MOVING = Policy.loads("""
-    headforce: 0
-    classes: {near: 'sink(1)@collapse(3) | window(1)', far: window(2), none: drop()}
-    default: near
-    heads: {1: {far: [0, 3], none: [1]}}
-    """)
+NATIVE = Policy({})
+MOVING = Policy(
+    {
+        "near": parse_rule("sink(1)@collapse(3) | window(1)"),
+        "far": parse_rule("window(2)"),
+        "none": parse_rule("drop()"),
+    },
+    default="near",
+    heads={1: {"far": (0, 3), "none": (1,)}},
+)
 
 
 def video(model, config):

@@ -10,8 +10,8 @@ from headforce.testing import zoo
 
 
 @torch.no_grad()
-def lowered(rope, target):
-    """The graph of one attention layer before and after lowering, and its site."""
+def lowered_graph(layer, arguments, target):
+    """The one graph of a call after lowering, and its first site."""
     graphs = []
 
     def keep(module, examples):
@@ -22,10 +22,37 @@ def lowered(rope, target):
         graphs.append((lower_owned(copied, fakes, sites, target, torch.device("cpu")).module, report.found[0]))
         return module.forward
 
+    torch.compile(layer, backend=keep, fullgraph=True)(*arguments)
+    return graphs[0]
+
+
+def lowered(rope, target):
+    """One attention layer."""
     layer = zoo.SelfAttention(rope=rope)
     (x, start), *_ = zoo.inputs(1, 1, 1, torch.float32)
-    torch.compile(layer, backend=keep, fullgraph=True)(x, layer.new_cache(1, frames=5), start)
-    return graphs[0]
+    arguments = (x, layer.new_cache(1, frames=5), start)
+    return lowered_graph(layer, arguments, target)
+
+
+class Twice(zoo.SelfAttention):
+    """Attention whose result is the query of another one, over a cache of its own."""
+
+    def forward(self, x, first, second, start):
+        q, k, v = (linear(x).view(*x.shape[:2], zoo.HEADS, zoo.HEAD_DIM) for linear in (self.q, self.k, self.v))
+        for cache in (first, second):
+            turned, key = (self.rope(t, self.freqs, start // zoo.TOKENS).type_as(v) for t in (q, k))
+            q = self.core(turned, *self.protocol(key, v, cache, start))
+        return self.o(q.flatten(2))
+
+
+@pytest.mark.parametrize("target", ["sdpa", "triton"])
+def test_a_query_that_is_what_an_earlier_site_computed(target):
+    layer = Twice(rope="complex")
+    (x, start), *_ = zoo.inputs(1, 1, 1, torch.float32)
+    caches = [layer.new_cache(1, frames=5) for _ in range(2)]
+    module, _ = lowered_graph(layer, (x, *caches, start), target)
+    assert calls(module).count(torch.ops.headforce.ragged_attention.default) == 2
+    module.graph.lint()
 
 
 def calls(module):

@@ -9,8 +9,7 @@ from headforce.kernels.rotation import INTERLEAVED
 from headforce.lowering import launch
 from headforce.lowering.bounds import check_bounds
 
-from .rig import Rig
-from .test_targets import mixed
+from .rig import Rig, mixed
 
 SIZES = {"batch": 1, "heads": 5, "tokens": 9, "rows": 0}
 
@@ -38,6 +37,9 @@ FAULTS = {
     "rows": ("runs", 1, 10_000),
     "negative": ("runs", 0, -1),
     "parts": ("reads", 6, 3),
+    "no parts": ("reads", 6, 0),
+    "negative rows": ("runs", 1, -8),
+    "negative query rows": ("reads", 3, -1),
 }
 
 
@@ -50,6 +52,15 @@ def test_what_is_not_there_is_refused(rig, fault, kind):
     tables[name][0, field] = value
     with pytest.raises(HeadforceError, match="HF-TABLES"):
         check_bounds(*map(kind, tables.values()), **sizes(rig), most_parts=1)
+
+
+def test_parts_stay_inside_the_workspace(rig):
+    reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
+    reads[0, 6], reads[0, 7] = 2, 5
+    rows = 5 + 2 * int(reads[0, 3])
+    check_bounds(reads, runs, **sizes(rig), most_parts=2, workspace_rows=rows)
+    with pytest.raises(HeadforceError, match=r"HF-TABLES.*workspace"):
+        check_bounds(reads, runs, **sizes(rig), most_parts=2, workspace_rows=rows - 1)
 
 
 def test_tables_of_another_form(rig):

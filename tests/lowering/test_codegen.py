@@ -40,7 +40,7 @@ def test_every_spec_is_a_file_without_open_questions(rotation, parts, lse, descr
     assert ("part_out" in arguments) == parts
     assert ("lse" in arguments) == lse
     assert ("key_tiles" in arguments) == descriptors
-    assert ("turned_tile" in functions(text)) == (rotation is not None)
+    assert ({"turned_tile", "cosine_and_sine"} <= functions(text).keys()) == (rotation is not None)
     assert ast.get_docstring(tree).replace("\n", " ").startswith(f"Ragged attention.  For {spec}.")
     assert max(map(len, text.splitlines())) <= 120
     # Every name is defined, and every argument of a launched kernel is used.
@@ -81,10 +81,15 @@ def entry(
     c,
 ):
     total = a
-    if FAST:
+    count = 0
+    if (
+        FAST
+        and not DEEP
+    ):  # why not
         # As quick as can be.
         total += SIZE
-    else:
+        count += 1
+    else:  # slowly
         # With care.
         total += helper(c)
         if DEEP:
@@ -107,11 +112,19 @@ def test_folding_takes_one_branch_and_drops_what_it_left():
     assert "With care" not in fast
     assert inspect.signature(load(fast)).parameters.keys() == {"a"}
     assert load(fast)(1) == 8
+    assert "count" not in fast
+    assert "# slowly" not in fast
     slow = fold(TEMPLATE, {"SIZE": 7, "FAST": False, "DEEP": True}, ["entry"], "Slow.")
     assert inspect.signature(load(slow)).parameters.keys() == {"a", "b", "c"}
     assert load(slow)(1, 2, 9) == 6
     assert "SIZE" not in slow
     assert "import os" not in slow
+
+
+def test_an_elif_is_refused():
+    text = TEMPLATE.replace("    else:  # slowly", "    elif DEEP:")
+    with pytest.raises(ValueError, match="elif"):
+        fold(text, {"SIZE": 7, "FAST": True, "DEEP": False}, ["entry"], "")
 
 
 def test_a_setting_that_was_not_given():
@@ -137,6 +150,41 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     folder = codegen.cache_folder()
     assert folder.is_dir()
     assert folder == codegen.cache_folder()  # one for the process
+
+
+def test_without_a_home(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", codegen.FOLDER_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(codegen.Path, "home", staticmethod(nowhere))
+    assert codegen.cache_folder().is_dir()
+    monkeypatch.setenv(codegen.FOLDER_VARIABLE, str(tmp_path))
+    assert codegen.cache_folder() == tmp_path
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    monkeypatch.setenv(codegen.FOLDER_VARIABLE, str(tmp_path))
+    replace_ = codegen.os.replace
+
+    def full(source, target):
+        if str(target).startswith(str(tmp_path)):
+            raise OSError("No space left on device")
+        replace_(source, target)
+
+    monkeypatch.setattr(codegen.os, "replace", full)
+    module = codegen.load(codegen.source_of(KERNEL, FULL))
+    assert KERNEL in vars(module)
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv(codegen.FOLDER_VARIABLE, str(tmp_path))
+    codegen.load(codegen.source_of(KERNEL, FULL))
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o444 == 0o444
 
 
 def test_one_module_for_a_spec():

@@ -9,46 +9,14 @@ import headforce.lowering.targets.sdpa as sdpa_module
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, turn
 from headforce.lowering.targets import find_target, load_targets
-from headforce.policy import Policy, Warmup, parse_rule
+from headforce.policy import Policy, parse_rule
 from headforce.testing.strategies import policies
 
-from .rig import Rig, turned
+from .rig import Rig, check, mixed, turned
 
 LAYERS, HEADS = 2, 3
 NATIVE = parse_rule("sink(1) | span(7)")
 LOW = (torch.float32, torch.bfloat16, torch.float16)
-
-MIXED = {
-    "collapsed": 'sink(1)@collapse(4) | stride(4, phase="query", last=2)@clamp(6) | window(1)',
-    "contiguous": "(sink(1) | stride(3, phase=1, last=2) | window(2))@contiguous",
-    "window": "window(4)",
-    "nothing": "drop()",
-}
-"""Shifts of every kind, rules by query, heads with equal plans that are not neighbours, and heads without a past."""
-
-
-def mixed(heads=5):
-    classes = {name: parse_rule(rule) for name, rule in MIXED.items()}
-    members = {
-        0: {"collapsed": (0, 2), "window": (1, 4), "contiguous": (3,)},
-        1: {"contiguous": (0, 1, 4), "nothing": (2,), "collapsed": (3,)},
-    }
-    return Policy(classes, heads=members, warmup=Warmup(1, parse_rule("window(3)"))).bind(layers=2, heads=heads)
-
-
-def check(rig, start, frames):
-    """The error of every layer is at most twice that of the same attention in low precision, plus rounding."""
-    for layer, (query, out) in enumerate(rig.run(start, frames)):
-        exact, out = rig.expected(layer, query), out.cpu()
-        assert out.dtype == rig.dtype
-        assert out.shape == exact.shape
-        if rig.dtype == torch.float64:
-            torch.testing.assert_close(out, exact, rtol=1e-11, atol=1e-11)
-            continue
-        plain = (rig.expected(layer, query, rig.dtype).to(torch.float64) - exact).abs().max()
-        # Scores are summed in float32, in an order that the matrix library picks by shape.
-        rounding = torch.finfo(rig.dtype).eps + 16 * torch.finfo(torch.float32).eps
-        assert (out.to(torch.float64) - exact).abs().max() <= 2 * plain + rounding * exact.abs().max()
 
 
 @st.composite

@@ -1,8 +1,11 @@
 """Presets against plain state machines, written from the papers and the published code and from nothing of ours."""
 
+from pathlib import Path
+
 import pytest
 
 from headforce.errors import HeadforceError
+from headforce.lowering.footprint import footprint
 from headforce.lowering.preview import preview
 from headforce.policy import Policy, Schedule
 from headforce.presets import Labels, dummy_forcing, head_forcing, load_presets, longlive, make_preset, self_forcing
@@ -143,3 +146,40 @@ def test_labels_of_another_system_are_refused():
 def test_a_head_that_the_model_lacks():
     with pytest.raises(HeadforceError, match="HF-POLICY-SHAPE"):
         dummy_forcing(LABELS).bind(layers=2, heads=2)
+
+
+def mixed(layers, **share):
+    """Labels in which every layer has the same number of heads of each class."""
+    return Labels((tuple(name for name, count in share.items() for _ in range(count)),) * layers)
+
+
+@pytest.mark.parametrize(
+    ("row", "policies"),
+    [
+        ("self_forcing", [self_forcing(), self_forcing()]),
+        ("longlive", [longlive(), longlive()]),
+        (
+            "dummy_forcing",
+            [
+                dummy_forcing(mixed(30, sink=2, neighbor=4, dummy=6)),
+                dummy_forcing(mixed(40, sink=7, neighbor=13, dummy=20)),
+            ],
+        ),
+        (
+            "head_forcing",
+            [
+                head_forcing(mixed(30, anchor=3, local=2, memory=7)),
+                head_forcing(mixed(40, anchor=10, local=6, memory=24)),
+            ],
+        ),
+    ],
+)
+def test_the_table_of_bytes(row, policies):
+    """docs/systems.md, as `headforce plan` computes it."""
+    expected = []
+    for policy, (layers, heads) in zip(policies, ((30, 12), (40, 40)), strict=True):
+        for tokens in (1560, 8160):
+            size = footprint(policy.bind(layers=layers, heads=heads), Schedule((3,) * 20), 2 * tokens * 128 * 2)
+            expected.append(f"{size.history_bytes / 2**30:.2f} + {size.current_bytes / 2**30:.2f}")
+    text = (Path(__file__).parents[2] / "docs/systems.md").read_text()
+    assert f"| `{row}` | {' | '.join(expected)} |" in text

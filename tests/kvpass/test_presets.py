@@ -1,0 +1,44 @@
+"""Published systems on a model: compiled and owned equals eager attention masked to what the oracle says is read."""
+
+import pytest
+import torch
+
+import headforce
+from headforce.presets import Labels, dummy_forcing, head_forcing, longlive
+
+from .conftest import videos, wan
+from .oracle_model import oracle_model
+from .test_owned_identity import relative
+
+GROUPS = Labels((("sink", "neighbor", "dummy", "dummy"), ("neighbor", "dummy", "sink", "neighbor")))
+ROLES = Labels((("local", "anchor", "memory", "memory"), ("memory", "memory", "local", "anchor")))
+
+
+@pytest.mark.parametrize(
+    ("policy", "lengths"),
+    [(dummy_forcing(GROUPS), [3] * 5), (longlive(window=6, sink=1), [1, 3, 3, 3])],
+    ids=["dummy_forcing", "longlive"],
+)
+def test_equals_eager_masked_to_the_oracle(policy, lengths):
+    """Through the warm-up and past the first eviction; two videos with the same caches."""
+    model = wan(sink_size=1)
+    expected = videos(oracle_model(model, policy), model.config, (lengths, lengths[:2]))
+    with headforce.prepare(model, policy=policy, verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+        found = videos(compiled, model.config, (lengths, lengths[:2]))
+        assert all(count > 0 for count in session.launches)
+    for a, b in zip(found, expected, strict=True):
+        assert relative(a, b) < 1e-5
+
+
+def test_head_forcing_fills_its_episodes_and_moves_positions():
+    """Every plan, its stores and its positions among it, is checked against the oracle while the model runs."""
+    policy = head_forcing(ROLES, memory_slots=2, memory_window=3, memory_sink=1, novelty=0.999)
+    model = wan(sink_size=1)
+    with headforce.prepare(model, policy=policy, verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+        (video,) = videos(compiled, model.config, ([3] * 5,))
+        stream = session.cache_sets[0].stream
+        held = [lane.memory.held["episodic"] for lane in stream.lanes if lane.memory is not None]
+    assert torch.isfinite(video).all()
+    assert any(held)
