@@ -178,12 +178,14 @@ def demo(as_json: bool, **choices: Any) -> None:
     type=click.Path(path_type=Path),
     help="A folder for report.json, binaries and sources.",
 )
+@click.option("--aot/--sources", default=True, help="Compile ahead of time, or only write the sources to --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def kernels(
     architectures: tuple[str, ...],
     dtypes: tuple[str, ...],
     head_dims: tuple[int, ...],
     out: Path | None,
+    aot: bool,
     as_json: bool,
 ) -> None:
     """Compile the kernels for GPUs that need not be here; print what the compiler made of them.
@@ -193,15 +195,22 @@ def kernels(
     """
     from .kernels.aot import TYPES
     from .kernels.config import ARCHITECTURES
-    from .lowering.gate import compile_all, save
+    from .lowering.gate import all_kernels, compiled, save, save_sources
 
     known = {str(dtype).removeprefix("torch."): dtype for dtype in TYPES}
     for name in dtypes:
         if name not in known:
             raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint="--dtype")
     chosen = [known[name] for name in dtypes or known]
-    compiled = compile_all(architectures or ARCHITECTURES, chosen, head_dims or (64, 128))
-    report = [kernel.to_json() for kernel in compiled] if out is None else save(compiled, out)
+    wanted = all_kernels(architectures or ARCHITECTURES, chosen, head_dims or (64, 128))
+    if not aot:
+        if out is None:
+            raise click.UsageError("--sources needs --out, a folder to write them to")
+        for file in save_sources(wanted, out):
+            click.echo(str(file))
+        return
+    made = [compiled(*kernel) for kernel in wanted]
+    report = [kernel.to_json() for kernel in made] if out is None else save(made, out)
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -216,7 +225,7 @@ def kernels(
             row += [kernel[name] for name in ("registers", "local", "inner_spills")]
             table.add_row(*map(str, row), f"{kernel['shared']} of {kernel['shared_limit']}", kernel["order"])
         Console(width=160).print(table)
-    sys.exit(0 if all(kernel.fits for kernel in compiled) else 1)
+    sys.exit(0 if all(kernel.fits for kernel in made) else 1)
 
 
 @main.command()

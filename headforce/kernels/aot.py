@@ -49,10 +49,8 @@ class Compiled:
     @property
     def file_name(self) -> str:
         """A name for the binary."""
-        spec = self.spec
-        marks = [self.kernel, self.architecture, TYPES[spec.dtype], str(spec.head_dim)]
-        marks += ["rotated"] if spec.rotation and self.kernel.endswith("attention") else []
-        return "_".join(marks) + (".hsaco" if self.architecture.startswith("gfx") else ".cubin")
+        kind = "hsaco" if self.architecture.startswith("gfx") else "cubin"
+        return f"{file_stem(self.kernel, self.spec, self.architecture)}.{kind}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything but texts and binaries, as plain data."""
@@ -70,6 +68,13 @@ class Compiled:
             "shared_limit": self.shared_limit,
             "fits": self.fits,
         }
+
+
+def file_stem(kernel: str, spec: Spec, architecture: str) -> str:
+    """A name for the files of a kernel."""
+    marks = [kernel, architecture, TYPES[spec.dtype], str(spec.head_dim)]
+    marks += ["rotated"] if spec.rotation and kernel.endswith("attention") else []
+    return "_".join(marks)
 
 
 def compile_kernel(kernel: Any, spec: Spec, architecture: str) -> Compiled:

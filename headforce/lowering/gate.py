@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..kernels.aot import TYPES, Compiled, compile_kernel
+from ..kernels.aot import TYPES, Compiled, compile_kernel, file_stem
 from ..kernels.config import Config, block_width, config_of
 from ..kernels.rotation import INTERLEAVED
 from ..kernels.spec import Spec
@@ -47,23 +47,33 @@ def compiled(kernel: str, spec: Spec, architecture: str) -> Compiled:
     return compile_kernel(kernel_of(kernel, spec), spec, architecture)
 
 
-def compile_all(
+Kernel = tuple[str, Spec, str]
+"""A kernel by name, its spec, and the architecture that it is for."""
+
+
+def all_kernels(
     architectures: Iterable[str], dtypes: Iterable[torch.dtype] = tuple(TYPES), head_dims: Iterable[int] = (64, 128)
-) -> list[Compiled]:
+) -> Iterator[Kernel]:
     """Every kernel for every architecture, dtype and head dim that it takes, with and without rotation."""
-    found = []
-    dtypes, head_dims = tuple(dtypes), tuple(head_dims)
-    for architecture, dtype, dim in product(architectures, dtypes, head_dims):
+    for architecture, dtype, dim in product(tuple(architectures), tuple(dtypes), tuple(head_dims)):
         tiers = [PORTABLE]
         if architecture == "sm90" and dtype != torch.float32 and dim in HOPPER_WIDTHS:
             tiers.append(HOPPER)
-        for kernel in tiers:
-            specs = [spec_for(kernel, architecture, dtype, dim, rotated=rotated) for rotated in (False, True)]
-            found += [compiled(kernel, spec, architecture) for spec in specs]
-        found.append(compiled("combine_parts", spec_for(PORTABLE, architecture, dtype, dim), architecture))
-        write = spec_for(PORTABLE, architecture, dtype, dim, config=WRITE)
-        found.append(compiled("rotate_and_write", write, architecture))
-    return found
+        for kernel, rotated in product(tiers, (False, True)):
+            yield kernel, spec_for(kernel, architecture, dtype, dim, rotated=rotated), architecture
+        yield "combine_parts", spec_for(PORTABLE, architecture, dtype, dim), architecture
+        yield "rotate_and_write", spec_for(PORTABLE, architecture, dtype, dim, config=WRITE), architecture
+
+
+def save_sources(kernels: Iterable[Kernel], folder: Path) -> list[Path]:
+    """Writes the source of every kernel to a folder, under the name that its binary has in `save`; the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for kernel, spec, architecture in kernels:
+        file = folder / f"{file_stem(kernel, spec, architecture)}.py"
+        file.write_text(source_of(kernel, spec), encoding="utf-8")
+        files.append(file)
+    return files
 
 
 def save(kernels: Iterable[Compiled], folder: Path) -> list[dict[str, Any]]:

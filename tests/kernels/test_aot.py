@@ -108,6 +108,17 @@ def test_interpreted_kernels_are_not_compiled():
         compiled("ragged_attention", spec_for("ragged_attention", "sm90", torch.bfloat16, 64), "sm90")
 
 
+def test_sources_alone(tmp_path):
+    choice = ["--arch", "sm90", "--dtype", "float16", "--head-dim", "64", "--out", str(tmp_path)]
+    done = run("-m", "headforce", "kernels", "--sources", *choice)
+    assert done.returncode == 0, done.stderr
+    names = {Path(line).name for line in done.stdout.splitlines()}
+    assert names == {file.name for file in tmp_path.iterdir()}
+    assert "hopper_attention_sm90_fp16_64_rotated.py" in names
+    assert len(names) == 6
+    assert run("-m", "headforce", "kernels", "--sources").returncode == 2
+
+
 def test_an_unknown_architecture():
     done = run("-m", "headforce", "kernels", "--arch", "sm35")
     assert done.returncode == 2
