@@ -25,7 +25,7 @@ demo-tiny: .venv/ready
 	$(BIN)/headforce demo --preset tiny --inner eager
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: .venv/ready
 	$(BIN)/ruff check .

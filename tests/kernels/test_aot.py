@@ -32,24 +32,43 @@ def run(*arguments):
     )
 
 
-@pytest.mark.parametrize("architecture", ["sm80", "sm89", "sm90", "sm100", "sm120", "gfx942"])
-def test_every_kernel_compiles_and_fits(architecture, tmp_path):
-    choice = ["--arch", architecture, "--dtype", "bfloat16", "--head-dim", "128", "--out", str(tmp_path), "--json"]
-    if architecture == "sm90":
-        choice += ["--dtype", "float32"]
-    done = run("-m", "headforce", "kernels", *choice)
+def check_kernel(kernel, folder):
+    assert kernel["fits"]
+    assert kernel["inner_spills"] == 0, kernel
+    assert (folder / kernel["source"]).read_text().startswith('"""')
+    assert (folder / kernel["binary"]).stat().st_size > 1000
+    if kernel["kernel"].endswith("attention") and kernel["dtype"] != "fp32":
+        assert kernel["matrix"] > 0  # on tensor cores
+
+
+def test_every_kernel_for_hopper(tmp_path):
+    choice = ["--arch", "sm90", "--dtype", "bfloat16", "--dtype", "float32", "--head-dim", "128"]
+    done = run("-m", "headforce", "kernels", "--aot", *choice, "--out", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert len(report) == (10 if architecture == "sm90" else 4)
+    assert len(report) == 10
     for kernel in report:
-        assert kernel["fits"]
-        assert kernel["inner_spills"] == 0, kernel
-        assert (tmp_path / kernel["source"]).read_text().startswith('"""')
-        assert (tmp_path / kernel["binary"]).stat().st_size > 1000
-        if kernel["kernel"].endswith("attention") and kernel["dtype"] != "fp32":
-            assert kernel["matrix"] > 0  # on tensor cores
-            if architecture == "sm90":
-                check_loop_on_hopper(kernel)
+        check_kernel(kernel, tmp_path)
+        if kernel["kernel"].endswith("attention") and kernel["dtype"] == "bf16":
+            check_loop_on_hopper(kernel)
+
+
+@pytest.mark.parametrize("architecture", ["sm80", "sm89", "sm100", "sm120", "gfx942"])
+def test_every_kernel_compiles_and_fits(architecture, tmp_path):
+    """With rotation, which takes more registers than without."""
+    code = f"""
+import json, pathlib, torch
+from headforce.lowering.gate import all_kernels, compiled, save
+wanted = all_kernels(["{architecture}"], [torch.bfloat16], [128])
+made = [compiled(*k) for k in wanted if k[1].rotation]
+print(json.dumps(save(made, pathlib.Path({str(tmp_path)!r}))))
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [kernel["kernel"] for kernel in report] == ["ragged_attention", "combine_parts", "rotate_and_write"]
+    for kernel in report:
+        check_kernel(kernel, tmp_path)
 
 
 def check_loop_on_hopper(kernel):
@@ -76,7 +95,7 @@ def test_spills_in_the_inner_loop_would_be_seen():
 import torch
 from headforce.kernels.config import Config
 from headforce.lowering.gate import compiled, spec_for
-spec = spec_for("ragged_attention", "sm90", torch.bfloat16, 128, config=Config(128, 128, 4, 2))
+spec = spec_for("ragged_attention", "sm90", torch.bfloat16, 128, rotated=False, config=Config(128, 128, 4, 2))
 print(compiled("ragged_attention", spec, "sm90").code.inner_spills)
 """
     done = run("-c", code)
