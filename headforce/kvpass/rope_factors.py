@@ -49,7 +49,7 @@ def _factor(view: GraphView, axes: Axes, node: Node) -> Factor | None:
 
 
 def _label(dim: Dim) -> str | None:
-    """ "" for a dim that is the same for all; None for anything but a piece of the rows, or the head dim."""
+    """Empty for a dim that is the same for all; None for anything but a piece of the rows, or the head dim."""
     if not dim:
         return ""
     return dim[0].label if len(dim) == 1 and dim[0].label in ("seq", "dim") else None
