@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=5, help="chunks of 3 frames in each of the two videos")
     parser.add_argument("--passes", type=int, default=3, help="passes over a chunk, the clean one included")
     parser.add_argument("--inner", default="eager", help="the inner compiler")
+    parser.add_argument("--target", default="sdpa", help="how attention is computed")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments = parser.parse_args()
@@ -214,7 +215,9 @@ def main() -> None:
         for name, rules, mode in ours:
             title, ordered = f"headforce, {name}, {mode}", rules is not policy
             with headforce.prepare(model, rules, mode=mode, canonical_order=ordered, verify="plan") as session:
-                compiled = torch.compile(model, backend="headforce", options={"inner": arguments.inner})
+                compiled = torch.compile(
+                    model, backend="headforce", options={"inner": arguments.inner, "target": arguments.target}
+                )
                 sides.append(run(title, Pipeline(compiled, sizes, dtype), arguments, progress, session))
     rows = [
         {

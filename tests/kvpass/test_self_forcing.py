@@ -23,15 +23,19 @@ CHECKOUT = os.environ.get("HEADFORCE_SELF_FORCING", "")
 
 @pytest.mark.skipif(not CHECKOUT, reason="HEADFORCE_SELF_FORCING names no checkout of Self-Forcing")
 @pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the checkout needs diffusers")
-def test_the_unmodified_model_is_bitwise_equal_under_native() -> None:
-    command = [sys.executable, str(ROOT / "examples/self_forcing_upstream.py"), "--repo", CHECKOUT, "--json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+@pytest.mark.parametrize(("target", "most"), [("sdpa", 0.0), ("triton", 0.01)])
+def test_the_unmodified_model_is_equal_under_native(target: str, most: float) -> None:
+    """Bitwise with sdpa; within a rounding of bfloat16 in the kernels, which rotate in float32 besides."""
+    script, environment = ROOT / "examples/self_forcing_upstream.py", {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), "--repo", CHECKOUT, "--json", "--target", target]
+    if target == "triton":
+        command += ["--chunks", "4", "--passes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     eager, native, viewed, policy = json.loads(done.stdout)
-    assert native["difference_from_eager"] == viewed["difference_from_eager"] == 0.0
-    assert policy["difference_from_eager"] > 0.0
+    assert native["difference_from_eager"] <= most
+    assert viewed["difference_from_eager"] <= most
+    assert policy["difference_from_eager"] > most
     assert policy["held_bytes"] < eager["held_bytes"]
     for side in (native, viewed, policy):
         assert side["graph_breaks"] == 0
