@@ -7,16 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import triton
 from torch.nn.attention.flex_attention import create_block_mask
 
 from headforce.errors import HeadforceError
 from headforce.lowering.targets import find_target
 from headforce.policy import parse_rule
+from tests.interpreting import need_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = str(ROOT / "benchmarks")
@@ -113,8 +112,7 @@ def test_the_table_has_a_row_for_everything_and_says_what_was_refused(run):
 
 
 def test_the_portable_kernel_is_checked_in_the_interpreter(tmp_path):
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip(f"the interpreter of triton {triton.__version__} cannot run with numpy {np.__version__}")
+    need_interpreter()
     wanted = {"dense@clamp", "pyramid@collapse"}
     only = [word for name in wanted for word in ("--only", name)]
     status, report, _ = dry_run(tmp_path, *only, "--target", "triton", interpret="1")

@@ -233,7 +233,7 @@ def consumer(q_smem, rings, walk, asked, turning, answer, GROUP: gl.constexpr):
 @gluon.jit
 def hopper_attention(
     query,
-    key_tiles,  # descriptors of [rows, row stride], see `lowering.launch`
+    key_tiles,  # descriptors of [rows, row stride], see `lowering.tiles`
     value_tiles,
     out,
     lse,

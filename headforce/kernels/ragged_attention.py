@@ -131,7 +131,7 @@ def ragged_attention(
     query,
     key,
     value,
-    key_tiles,  # descriptors of [rows, row stride], see `lowering.launch`
+    key_tiles,  # descriptors of [rows, row stride], see `lowering.tiles`
     value_tiles,
     out,
     lse,

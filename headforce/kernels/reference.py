@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rotation import INTERLEAVED, turn
+from .rotation import rotated, turn
 
 RUN_FIELDS = ("row", "rows", "shift")
 """A run: `rows` adjacent rows from `row` on, whose keys are turned by `shift` frames."""
@@ -107,12 +107,3 @@ def rotate_and_write(
     """
     write_pages(rotated(key, key_turn, style), value, k_pool, v_pool, pages)
     return rotated(query, query_turn, style).to(dtype)
-
-
-def rotated(x: Tensor, turned: Tensor, style: str) -> Tensor:
-    """[B, S, H, D] with every pair of every row turned by its cosine and sine [S, D / 2, 2], in float32 or float64."""
-    compute = torch.promote_types(x.dtype, torch.float32)
-    axis, pairs = (-1, (-1, 2)) if style == INTERLEAVED else (-2, (2, -1))
-    a, b = x.to(compute).unflatten(-1, pairs).unbind(axis)
-    cos, sin = turned.to(compute)[:, None].unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=axis).flatten(-2)

@@ -25,12 +25,27 @@ def turn(x: Tensor, angle: Tensor, first_pair: int, style: str) -> Tensor:
     Returns [..., D] in the dtype of `x`; the arithmetic is in float32, or in float64 for a float64 input.
     """
     compute = torch.promote_types(x.dtype, torch.float32)
-    half, last = x.shape[-1] // 2, first_pair + angle.shape[-1]
-    pairs = x.to(compute).unflatten(-1, (half, 2) if style == INTERLEAVED else (2, half))
-    axis = -1 if style == INTERLEAVED else -2
-    a, b = pairs.unbind(axis)
+    last = first_pair + angle.shape[-1]
+    a, b = _split(x.to(compute), style)
     cos, sin = angle.cos().to(compute), angle.sin().to(compute)
     a_part, b_part = a[..., first_pair:last], b[..., first_pair:last]
     a, b = a.clone(), b.clone()
     a[..., first_pair:last], b[..., first_pair:last] = a_part * cos - b_part * sin, a_part * sin + b_part * cos
-    return torch.stack((a, b), dim=axis).flatten(-2).to(x.dtype)
+    return _joined(a, b, style).to(x.dtype)
+
+
+def rotated(x: Tensor, turns: Tensor, style: str) -> Tensor:
+    """[B, S, H, D] with every pair of every row turned by its cosine and sine [S, D / 2, 2], in float32 or float64."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    a, b = _split(x.to(compute), style)
+    cos, sin = turns.to(compute)[:, None].unbind(-1)
+    return _joined(a * cos - b * sin, a * sin + b * cos, style)
+
+
+def _split(x: Tensor, style: str) -> tuple[Tensor, ...]:
+    """First and second dims of all pairs, [..., D / 2] each."""
+    return x.unflatten(-1, (-1, 2)).unbind(-1) if style == INTERLEAVED else x.unflatten(-1, (2, -1)).unbind(-2)
+
+
+def _joined(a: Tensor, b: Tensor, style: str) -> Tensor:
+    return torch.stack((a, b), dim=-1 if style == INTERLEAVED else -2).flatten(-2)

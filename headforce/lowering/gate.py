@@ -14,8 +14,9 @@ from ..kernels.aot import TYPES, Compiled, compile_kernel, file_stem
 from ..kernels.config import Config, block_width, config_of
 from ..kernels.rotation import INTERLEAVED
 from ..kernels.spec import Spec
+from .attention import HOPPER, HOPPER_WIDTHS, PORTABLE
 from .codegen import kernel_of, source_of
-from .launch import HOPPER, HOPPER_WIDTHS, PORTABLE, WRITE
+from .rotate_and_write import WRITE
 
 
 def spec_for(

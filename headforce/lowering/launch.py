@@ -1,190 +1,23 @@
-"""Launching the kernels of ragged attention: shapes and strides in, tensors out."""
+"""Launching a kernel: where, with which of its arguments, and what is said when it does not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from ..errors import HeadforceError
 from ..kernels import interpreter
-from ..kernels.config import INTERPRETED, Config, architecture_of, config_of
-from ..kernels.spec import LOG2E, Spec
-from .bounds import check_bounds, check_pages, checks_launches
-from .codegen import kernel_of
-from .pool import processors_of
-from .schedule import cuts
-from .tiles import describable, gluon_tiles, strides, tiles
+from ..kernels.config import Config
 
-PORTABLE, HOPPER = "ragged_attention", "hopper_attention"
-HOPPER_WIDTHS = (64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What kernels take."""
 
 
-def layer_attention(
-    kernel: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    reads: Tensor,
-    runs: Tensor,
-    theta: Tensor,
-    first_pair: int,
-    style: str,
-    scale: float,
-) -> Tensor:
-    """What a target is: `attention` with the configuration for the device, and tables as the planner cuts them."""
-    device = query.device
-    batch, tokens, heads, dim = query.shape
-    if kernel == HOPPER:
-        _check_hopper(query, key, value, scale)
-    if device.type == "cpu":
-        config = INTERPRETED
-    else:
-        config = config_of(kernel, architecture_of(device), dim, value.shape[-1], query.dtype)
-    parts, rows = cuts(batch * heads, tokens, processors_of(device))
-    tables = (reads, runs, theta, first_pair, style, scale)
-    cut = {"config": config, "most_parts": parts, "workspace_rows": rows}
-    return attention(query, key, value, *tables, kernel=kernel, **cut)[0]  # type: ignore[arg-type]
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    reads: Tensor,
-    runs: Tensor,
-    theta: Tensor,
-    first_pair: int,
-    style: str,
-    scale: float,
-    *,
-    config: Config,
-    kernel: str = PORTABLE,
-    most_parts: int = 1,
-    workspace_rows: int = 0,
-    with_lse: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Ragged attention in one launch; arguments as in `kernels.reference.ragged_attention`.
-
-    Args:
-        kernel: PORTABLE or HOPPER.
-        most_parts: bounds the parts that `reads` may name; 1 where no read is cut.
-        workspace_rows: query rows that all parts of all reads that are cut take together.
-
-    Returns the output [B, S, H, Dv] and, `with_lse`, the natural log of the sum of exponentials, float32 [B, H, S].
-    Raises HF-KERNEL for a device, a dtype or a layout that the kernel does not take, and HF-TABLES as `bounds` says.
-    """
-    _check(query, key, value, reads, runs, theta)
-    if checks_launches():
-        rows = key.shape[0] * key.shape[1] if key.dim() == 3 else key.shape[1]
-        of_query = {"batch": query.shape[0], "heads": query.shape[2], "tokens": query.shape[1]}
-        check_bounds(reads, runs, **of_query, rows=rows, most_parts=most_parts, workspace_rows=workspace_rows)
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    batch, tokens, heads, dim = query.shape
-    spec = Spec(
-        dtype=query.dtype,
-        cache_dtype=key.dtype,
-        head_dim=dim,
-        value_dim=value.shape[-1],
-        rotation=style if theta.numel() else None,
-        parts=most_parts > 1,
-        lse=with_lse,
-        descriptors=config.descriptors and describable(key) and describable(value),
-        config=config,
-    )
-    if kernel == HOPPER:
-        _check_hopper(query, key, value, scale)
-        _check_hopper_layout(spec, key)
-    else:
-        _prepare_interpreter(query.device)
-    out = query.new_zeros((batch, tokens, heads, value.shape[-1]))
-    lse = query.new_empty((batch, heads, tokens), dtype=torch.float32) if with_lse else None
-    arguments: dict[str, Any] = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "out": out,
-        "reads": reads,
-        "runs": runs,
-        "theta": theta,
-        "group": 1 if key.dim() == 3 else heads // key.shape[2],
-        "pairs": theta.numel(),
-        "first_pair": first_pair,
-        "scale": scale * LOG2E,
-        **_named("query", query.stride()[:3]),
-        **_named("key", strides(key)),
-        **_named("value", strides(value)),
-        **_named("out", out.stride()[:3]),
-    }
-    if lse is not None:
-        arguments |= {"lse": lse, "lse_batch": lse.stride(0), "lse_head": lse.stride(1)}
-    if spec.descriptors:
-        described = gluon_tiles if kernel == HOPPER else tiles
-        arguments |= {"key_tiles": described(key, config.block_n), "value_tiles": described(value, config.block_n)}
-    if spec.parts:
-        arguments["part_out"] = query.new_empty((workspace_rows, spec.block_dv), dtype=torch.float32)
-        arguments["part_lse"] = query.new_empty((workspace_rows,), dtype=torch.float32)
-    grid = (-(-tokens // config.block_m), len(reads), most_parts)
-    _launch(kernel_of(kernel, spec), grid, arguments, config)
-    if spec.parts:
-        config = replace(config, warps=8)
-        _launch(kernel_of("combine_parts", spec), grid[:2], arguments, config)
-    return out, lse
-
-
-WRITE = Config(32, 16, 4, 1)
-"""Rows of a program that rotates and writes; there is nothing to multiply."""
-
-
-def rotate_and_write(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_turn: Tensor,
-    key_turn: Tensor,
-    style: str,
-    k_pool: Tensor,
-    v_pool: Tensor,
-    pages: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """See `kernels.reference.rotate_and_write`."""
-    _check_write(query, key, value, query_turn, key_turn, k_pool, v_pool, pages)
-    _prepare_interpreter(query.device)
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    batch, rows, heads, dim = query.shape
-    out = query.new_empty(query.shape, dtype=dtype)
-    spec = Spec(dtype, k_pool.dtype, dim, value.shape[-1], style, False, False, False, WRITE)
-    arguments: dict[str, Any] = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "query_turn": query_turn.contiguous(),
-        "key_turn": key_turn.contiguous(),
-        "out": out,
-        "k_pool": k_pool,
-        "v_pool": v_pool,
-        "pages": pages,
-        "rows": rows,
-        "heads": heads,
-        "frames": rows // k_pool.shape[1],
-        "page_rows": k_pool.shape[1],
-        **_named("query", query.stride()[:3]),
-        **_named("key", key.stride()[:3]),
-        **_named("value", value.stride()[:3]),
-        **_named("out", out.stride()[:3]),
-    }
-    _launch(kernel_of("rotate_and_write", spec), (-(-rows // WRITE.block_m), heads, batch), arguments, WRITE)
-    return out
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], config: Config) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], config: Config) -> None:
     """Launches a kernel, which has only the arguments that its spec needs, on the device of its tensors."""
     chosen = {name: arguments[name] for name in kernel.arg_names}
     device = arguments["out"].device
@@ -200,79 +33,12 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], co
         ) from error
 
 
-def _named(name: str, steps: tuple[int, ...]) -> dict[str, int]:
+def named(name: str, steps: tuple[int, ...]) -> dict[str, int]:
+    """The steps of a tensor from one batch row, row and head to the next, under the names that kernels have."""
     return {f"{name}_{axis}": step for axis, step in zip(("batch", "row", "head"), steps, strict=True)}
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, reads: Tensor, runs: Tensor, theta: Tensor) -> None:
-    if query.dtype not in DTYPES or key.dtype not in DTYPES or value.dtype != key.dtype:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"a query of {query.dtype} over keys of {key.dtype} and values of {value.dtype}",
-            needed="float32, bfloat16 or float16, keys and values alike",
-        )
-    if reads.dtype != torch.int32 or runs.dtype != torch.int32 or not (reads.is_contiguous() and runs.is_contiguous()):
-        raise HeadforceError(
-            "HF-KERNEL", found=f"tables of {reads.dtype} and {runs.dtype}", needed="contiguous tables of int32"
-        )
-    devices = {t.device for t in (query, key, value, reads, runs)} | ({theta.device} if theta.numel() else set())
-    if len(devices) > 1:
-        raise HeadforceError("HF-KERNEL", found=f"tensors on {sorted(map(str, devices))}", needed="one device")
-    if query.shape[-1] != key.shape[-1] or (key.dim() == 4 and query.shape[2] % key.shape[2]):
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"a query {tuple(query.shape)} over keys {tuple(key.shape)}",
-            needed="heads of one width, and K/V heads that divide the heads of the query",
-        )
-    if key.dim() == 3 and not (key.is_contiguous() and value.is_contiguous()):
-        raise HeadforceError("HF-KERNEL", found=f"pages with strides {key.stride()}", needed="contiguous pages")
-
-
-def _check_write(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_turn: Tensor,
-    key_turn: Tensor,
-    k_pool: Tensor,
-    v_pool: Tensor,
-    pages: Tensor,
-) -> None:
-    """HF-KERNEL for a dtype that the kernel does not take, HF-TABLES for tensors that do not go together."""
-    tensors = (query, key, value, query_turn, key_turn, k_pool, v_pool)
-    if not {query.dtype, key.dtype, value.dtype, k_pool.dtype} <= set(DTYPES) or v_pool.dtype != k_pool.dtype:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"operands of {query.dtype}, {key.dtype}, {value.dtype} and pages of {k_pool.dtype}, {v_pool.dtype}",
-            needed="float32, bfloat16 or float16, pages of keys and values alike",
-        )
-    batch, rows, heads, dim = query.shape
-    count, page_rows = k_pool.shape[:2]
-    shapes = {
-        "key": (key.shape, (batch, rows, heads, dim)),
-        "value": (value.shape, (batch, rows, heads, v_pool.shape[-1])),
-        "query_turn": (query_turn.shape, (rows, dim // 2, 2)),
-        "key_turn": (key_turn.shape, (rows, dim // 2, 2)),
-        "k_pool": (k_pool.shape, (count, page_rows, dim)),
-        "v_pool": (v_pool.shape, (count, page_rows, value.shape[-1])),
-        "pages": (pages.shape, (batch * heads * (rows // page_rows),)),
-    }
-    for name, (shape, needed) in shapes.items():
-        if tuple(shape) != needed:
-            raise HeadforceError("HF-TABLES", site=name, found=f"{tuple(shape)}", needed=f"{needed}")
-    if rows % page_rows or not (k_pool.is_contiguous() and v_pool.is_contiguous()) or pages.dtype != torch.int64:
-        raise HeadforceError(
-            "HF-TABLES",
-            found=f"{rows} rows over pages of {page_rows}, contiguous: {k_pool.is_contiguous()}; {pages.dtype}",
-            needed="whole pages in contiguous pools, their numbers in int64",
-        )
-    if len({t.device for t in (*tensors, pages)}) > 1:
-        raise HeadforceError("HF-KERNEL", found=f"{[str(t.device) for t in tensors]}", needed="one device")
-    if checks_launches():
-        check_pages(pages, count)
-
-
-def _prepare_interpreter(device: torch.device) -> None:
+def prepare_interpreter(device: torch.device) -> None:
     """The repairs that the interpreter needs, if kernels run in it; HF-KERNEL if nothing runs them on `device`."""
     if interpreter.enabled():
         interpreter.install()
@@ -281,44 +47,4 @@ def _prepare_interpreter(device: torch.device) -> None:
             "HF-KERNEL",
             found="tensors on the CPU",
             needed="a GPU, or TRITON_INTERPRET=1 set before triton is imported",
-        )
-
-
-def _check_hopper(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
-    """HF-KERNEL where the kernel for Hopper cannot run; target `triton` takes what it refuses."""
-    on_gpu = query.device.type == "cuda" and not torch.version.hip
-    found = architecture_of(query.device) if on_gpu else f"tensors on {query.device.type}"
-    if found != "sm90":
-        raise HeadforceError("HF-KERNEL", found=found, needed="sm90 (H100, H200), or target triton")
-    check_hopper_operands(query, key, value, scale)
-
-
-def check_hopper_operands(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
-    """HF-KERNEL for operands that the kernel for Hopper does not take on any device."""
-    widths = {query.shape[-1], value.shape[-1]}
-    if not widths <= set(HOPPER_WIDTHS) or query.dtype == torch.float32 or key.dtype != query.dtype or not scale > 0:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"heads of {sorted(widths)} columns, a query of {query.dtype} over {key.dtype}, scale {scale}",
-            needed="bfloat16 or float16, a cache of the same dtype, head dims 64 or 128, and a positive scale, "
-            "or target triton",
-        )
-
-
-def _check_hopper_layout(spec: Spec, key: Tensor) -> None:
-    """HF-KERNEL for keys and values that no descriptor can name, or whose pages are shorter than a block.
-
-    Of operands nobody can say here how long their runs are; `least_rows` of the target is checked where that is known.
-    """
-    if not spec.descriptors:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found="keys or values that no tensor descriptor can name",
-            needed="rows of equal stride whose addresses are multiples of 16 bytes, or target triton",
-        )
-    if key.dim() == 3 and key.shape[1] < spec.config.block_n:
-        raise HeadforceError(
-            "HF-KERNEL",
-            found=f"pages of {key.shape[1]} rows",
-            needed=f"pages of at least {spec.config.block_n} rows, or target triton",
         )

@@ -79,7 +79,7 @@ def rotate_and_write(
     """
     arguments = (query, key, value, query_turn, key_turn, style, k_pool, v_pool, pages.flatten(), dtype)
     if runs_kernels(query.device):
-        from .launch import rotate_and_write as launched  # lazy: a machine without triton has the reference
+        from .rotate_and_write import rotate_and_write as launched  # lazy: a machine without triton has the reference
 
         return launched(*arguments)
     return reference.rotate_and_write(*arguments)

@@ -20,7 +20,7 @@ from ..errors import HeadforceError
 from ..kernels.config import TUNING, Config, architecture_of, candidates, tuning_entry
 from ..kernels.reference import ragged_attention
 from ..kernels.rotation import INTERLEAVED
-from .launch import HOPPER, HOPPER_WIDTHS, PORTABLE, attention
+from .attention import HOPPER, HOPPER_WIDTHS, PORTABLE, attention
 
 SAMPLED = 8
 """Query rows of each head that are compared with attention in float64."""

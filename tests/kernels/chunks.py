@@ -1,4 +1,4 @@
-"""Arguments of `rotate_and_write`."""
+"""Arguments for kernels: a chunk to rotate and write, and tables whose reads are cut into parts."""
 
 import torch
 
@@ -19,3 +19,13 @@ def chunk(style, dtype=torch.float32, batch=2, frames=3, tokens=11, heads=3, dim
     pools = [torch.full((count + 4, tokens, width), torch.nan, dtype=dtype) for width in (dim, value_dim)]
     pages = torch.randperm(count + 4, generator=generator)[:count]
     return *qkv, *turns, style, *pools, pages, dtype
+
+
+def tables_of(rig, parts):
+    """The tables of the first layer, each read cut into the next of `parts`."""
+    reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
+    slot = 0
+    for i, read in enumerate(reads.tolist()):
+        reads[i, 6], reads[i, 7] = parts[i % len(parts)], slot
+        slot += parts[i % len(parts)] * read[3] if parts[i % len(parts)] > 1 else 0
+    return reads, runs, slot

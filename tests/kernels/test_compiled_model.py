@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import headforce
-from headforce.lowering import codegen, launch
+from headforce.lowering import attention, codegen, rotate_and_write
 from headforce.policy import Policy
 from tests.kvpass.conftest import videos, wan
 from tests.kvpass.oracle_model import oracle_model
@@ -33,7 +33,8 @@ def kernels(monkeypatch):
         seen.append((name, spec))
         return codegen.kernel_of(name, spec)
 
-    monkeypatch.setattr(launch, "kernel_of", kernel_of)
+    for module in (attention, rotate_and_write):
+        monkeypatch.setattr(module, "kernel_of", kernel_of)
     return seen
 
 

@@ -11,7 +11,7 @@ from headforce.errors import HeadforceError
 from headforce.kernels.config import Config, architecture_of, candidates
 from headforce.kernels.reference import ragged_attention, rotate_and_write
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.launch import HOPPER, PORTABLE, attention
+from headforce.lowering.attention import HOPPER, PORTABLE, attention
 from headforce.lowering.targets import find_target
 from tests.lowering.rig import Rig, check, mixed
 

@@ -17,8 +17,9 @@ from headforce.kernels.config import Config
 from headforce.kernels.reference import ragged_attention
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.kernels.spec import Spec
-from headforce.lowering import codegen, launch
-from headforce.lowering.launch import HOPPER, attention, check_hopper_operands
+from headforce.lowering import attention as attention_module
+from headforce.lowering import codegen
+from headforce.lowering.attention import HOPPER, attention, check_hopper_operands
 from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
@@ -27,6 +28,8 @@ from headforce.policy import Chunk, Policy, parse_rule
 from tests.kernels.gluon_emulator import Fault, edited, run
 from tests.lowering.rig import Rig, check, mixed
 from tests.lowering.test_operands import Operands
+
+from .chunks import tables_of
 
 SMALL = Config(32, 16, 4, 2, descriptors=True)
 
@@ -41,7 +44,7 @@ def two_heads():
 def emulated(monkeypatch):
     """Launches of Gluon kernels go to the emulator; `emulated.edit` plants a fault in them."""
     seeds = itertools.count()
-    on_triton = launch._launch
+    on_triton = attention_module.launch
     switch = type("Switch", (), {"edit": None, "launches": 0})
 
     def launched(kernel, grid, arguments, config):
@@ -51,9 +54,9 @@ def emulated(monkeypatch):
         switch.launches += 1
         return run(edited(kernel, *switch.edit) if switch.edit else kernel, grid, *chosen, seed=next(seeds))
 
-    monkeypatch.setattr(launch, "_launch", launched)
-    monkeypatch.setattr(launch, "_check_hopper", lambda *_: None)
-    monkeypatch.setattr(launch, "INTERPRETED", SMALL)
+    monkeypatch.setattr(attention_module, "launch", launched)
+    monkeypatch.setattr(attention_module, "_check_hopper", lambda *_: None)
+    monkeypatch.setattr(attention_module, "INTERPRETED", SMALL)
     return switch
 
 
@@ -78,22 +81,13 @@ def test_runs_that_end_anywhere_in_a_block(emulated, rows):
         check(rig, start, 3)
 
 
-def tables(rig, parts):
-    reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
-    slot = 0
-    for i, read in enumerate(reads.tolist()):
-        reads[i, 6], reads[i, 7] = parts[i % len(parts)], slot
-        slot += parts[i % len(parts)] * read[3] if parts[i % len(parts)] > 1 else 0
-    return reads, runs, slot
-
-
 @pytest.mark.parametrize("parts", [(1, 3, 2), (11,)])
 def test_parts_make_the_same_whole(emulated, parts):
     """Eleven parts are more than some reads have blocks."""
     rig = Rig(two_heads(), "hopper", dtype=torch.bfloat16, tokens=20, head_dim=64)
     for start in (0, 3):
         (query, whole), *_ = rig.run(start, 3)
-    reads, runs, rows = tables(rig, parts)
+    reads, runs, rows = tables_of(rig, parts)
     arguments = (query, rig.pool.k, rig.pool.v, reads, runs, rig.theta, 0, rig.style, rig.scale)
     cut = {"config": SMALL, "kernel": HOPPER, "most_parts": max(parts), "workspace_rows": rows}
     out, lse = attention(*arguments, **cut, with_lse=True)
@@ -198,7 +192,7 @@ def test_what_the_kernel_does_not_take_is_refused():
 
 
 def test_short_pages_and_odd_strides_are_refused(monkeypatch):
-    monkeypatch.setattr(launch, "_check_hopper", lambda *_: None)
+    monkeypatch.setattr(attention_module, "_check_hopper", lambda *_: None)
     query = torch.zeros(1, 48, 2, 64, dtype=torch.bfloat16)
     tables = torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 3, dtype=torch.int32)
     rest = (*tables, torch.zeros(0, dtype=torch.float64), 0, INTERLEAVED, 0.1)

@@ -14,7 +14,7 @@ from headforce.errors import HeadforceError
 from headforce.kernels.config import Config
 from headforce.kernels.reference import ragged_attention
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.launch import attention
+from headforce.lowering.attention import attention
 from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
@@ -22,6 +22,8 @@ from headforce.policy import Chunk
 from tests.lowering.rig import Rig, check, mixed
 from tests.lowering.test_operands import Operands, example
 from tests.lowering.test_targets import LOW, rigs
+
+from .chunks import tables_of
 
 SMALL = Config(16, 16)
 
@@ -61,16 +63,6 @@ def test_blocks_that_runs_do_not_fill(rows):
 
 
 # --- parts ------------------------------------------------------------------------------------------------------
-
-
-def tables_of(rig, parts):
-    """The tables of the first layer, each read cut into the next of `parts`."""
-    reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
-    slot = 0
-    for i, read in enumerate(reads.tolist()):
-        reads[i, 6], reads[i, 7] = parts[i % len(parts)], slot
-        slot += parts[i % len(parts)] * read[3] if parts[i % len(parts)] > 1 else 0
-    return reads, runs, slot
 
 
 @pytest.mark.parametrize(

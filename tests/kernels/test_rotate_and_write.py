@@ -7,9 +7,9 @@ from headforce.errors import HeadforceError
 from headforce.kernels import reference
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering import (
-    launch,
     ops,  # noqa: F401  registers the operators
 )
+from headforce.lowering.rotate_and_write import rotate_and_write
 from tests.lowering.test_ops import CHECKS
 
 from .chunks import chunk
@@ -55,7 +55,7 @@ def test_the_reference_is_a_complex_product_and_a_write(style, dtype):
 def test_the_kernel_does_the_same(style, dtype, dim, value_dim):
     first = chunk(style, dtype, dim=dim, value_dim=value_dim, strided=style == SPLIT_HALF)
     second = [t.clone() if isinstance(t, torch.Tensor) else t for t in first]
-    out, expected = launch.rotate_and_write(*first), reference.rotate_and_write(*second)
+    out, expected = rotate_and_write(*first), reference.rotate_and_write(*second)
     near = {"rtol": torch.finfo(dtype).eps, "atol": torch.finfo(dtype).eps, "equal_nan": True}
     torch.testing.assert_close(out, expected, **near)
     torch.testing.assert_close(first[6], second[6], **near)
@@ -66,7 +66,7 @@ def test_a_pool_and_a_result_of_other_dtypes():
     query, key, value, query_turn, key_turn, style, *_ = chunk(INTERLEAVED)
     pools = [torch.zeros(18, 11, width, dtype=torch.bfloat16) for width in (12, 8)]
     rest = (torch.arange(18), torch.bfloat16)
-    out = launch.rotate_and_write(query, key, value, query_turn, key_turn, style, *pools, *rest)
+    out = rotate_and_write(query, key, value, query_turn, key_turn, style, *pools, *rest)
     expected = by_complex_numbers(query, query_turn, style).to(torch.bfloat16)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out, expected, rtol=8e-3, atol=8e-3)
@@ -98,7 +98,7 @@ def test_what_does_not_go_together_is_refused(place, change, code):
     arguments = list(chunk(INTERLEAVED))
     arguments[place] = change(arguments[place])
     with pytest.raises(HeadforceError) as caught:
-        launch.rotate_and_write(*arguments)
+        rotate_and_write(*arguments)
     assert caught.value.code == code
 
 
@@ -108,4 +108,4 @@ def test_pages_that_are_not_there_are_refused_where_launches_are_checked(monkeyp
     arguments[8][3] = len(arguments[6])
     monkeypatch.setenv("HEADFORCE_CHECK_TABLES", "1")
     with pytest.raises(HeadforceError, match=r"HF-TABLES.*a page"):
-        launch.rotate_and_write(*arguments)
+        rotate_and_write(*arguments)

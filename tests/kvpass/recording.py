@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Interpreter
 
-from headforce.kernels.reference import rotated
+from headforce.kernels.rotation import rotated
 from headforce.kvpass.find import find_sites
 from headforce.kvpass.lower import rotatable
 from headforce.kvpass.rope_factors import turn_of

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from headforce.errors import HeadforceError
+from headforce.kernels.config import INTERPRETED
 from headforce.kernels.rotation import INTERLEAVED
-from headforce.lowering import launch
+from headforce.lowering.attention import attention
 from headforce.lowering.bounds import check_bounds
 
 from .rig import Rig, mixed
@@ -76,4 +77,4 @@ def test_a_launch_checks_if_it_is_told_to(rig, monkeypatch):
     arguments = (query, rig.pool.k, rig.pool.v, reads, runs, rig.theta, 0, INTERLEAVED, 1.0)
     monkeypatch.setenv("HEADFORCE_CHECK_TABLES", "1")
     with pytest.raises(HeadforceError, match="HF-TABLES"):
-        launch.attention(*arguments, config=launch.INTERPRETED)
+        attention(*arguments, config=INTERPRETED)

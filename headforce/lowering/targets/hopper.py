@@ -20,6 +20,6 @@ def hopper(
     scale: float,
 ) -> Tensor:
     """See `kernels.reference.ragged_attention`. HF-KERNEL for what the kernel does not take."""
-    from ..launch import HOPPER, layer_attention  # lazy: a machine without triton has the other targets
+    from ..attention import HOPPER, layer_attention  # lazy: a machine without triton has the other targets
 
     return layer_attention(HOPPER, query, key, value, reads, runs, theta, first_pair, style, scale)

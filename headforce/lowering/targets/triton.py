@@ -20,6 +20,6 @@ def triton(
     scale: float,
 ) -> Tensor:
     """See `kernels.reference.ragged_attention`. Needs a GPU, or Triton's interpreter."""
-    from ..launch import PORTABLE, layer_attention  # lazy: a machine without triton has the other targets
+    from ..attention import PORTABLE, layer_attention  # lazy: a machine without triton has the other targets
 
     return layer_attention(PORTABLE, query, key, value, reads, runs, theta, first_pair, style, scale)
