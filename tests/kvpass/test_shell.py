@@ -420,6 +420,7 @@ def hold_capsule(t: torch.Tensor) -> object:
 @pytest.mark.parametrize("hold", [hold_row, hold_storage, hold_array, hold_capsule])
 def test_the_range_outlives_the_tensor(hold: Callable[[torch.Tensor], object]) -> None:
     gc.collect()
+    gc.collect()  # what earlier tests left behind
     before = mappings(), virtual_bytes()
     held = hold(make_shell(SMALL))
     gc.collect()
@@ -435,6 +436,7 @@ def test_the_range_outlives_the_tensor(hold: Callable[[torch.Tensor], object]) -
 def test_no_mapping_and_no_descriptor_is_left() -> None:
     make_shell(SMALL)
     gc.collect()
+    gc.collect()  # what earlier tests left behind
     before = mappings(), descriptors(), virtual_bytes()
     for _ in range(50):
         make_shell(SMALL).zero_()
@@ -454,6 +456,7 @@ def test_freed_addresses_are_forgotten() -> None:
 def unchanged() -> Iterator[None]:
     make_shell(SMALL)  # so that the descriptor exists
     gc.collect()
+    gc.collect()  # what earlier tests left behind
     before = mappings(), descriptors(), virtual_bytes()
     yield
     gc.collect()
