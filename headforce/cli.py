@@ -81,7 +81,9 @@ def plan(
 
     if dtype not in DTYPE_BYTES:
         raise click.BadParameter(f"{dtype!r} is not one of {', '.join(DTYPE_BYTES)}", param_hint="--dtype")
-    bound = read_policy(policy, labels).bind(layers=layers, heads=heads, native=parse_rule(native))
+    bound = read_policy(policy, labels).bind(
+        layers=layers, heads=heads, native=parse_rule(native), tokens=tokens_per_frame
+    )
     chunks = Schedule.parse(schedule)
     size = footprint(bound, chunks, 2 * batch * tokens_per_frame * head_dim * DTYPE_BYTES[dtype])
     if as_json:

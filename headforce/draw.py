@@ -46,9 +46,12 @@ def head_kinds(policy: BoundPolicy) -> list[HeadKind]:
 
 
 def reads_of(head: HeadPlan, plan: ChunkPlan) -> dict[int, str]:
-    """frame -> the operator under which any query frame of the chunk reads it; the chunk's own frames included."""
-    kinds = {frame: item.kind for reading in head.readings for item in reading.items for frame in item.frames}
-    return kinds | dict.fromkeys(plan.chunk.queries, CURRENT)
+    """frame -> the operator under which any query frame of the chunk reads it, or parts of it; the chunk's own frames
+    included."""
+    parts = [(item.kind, part) for reading in head.readings for item in reading.parts for part in item.parts]
+    kinds = {frame: kind for kind, part in parts for frame in part.frames}
+    kinds |= {frame: item.kind for reading in head.readings for item in reading.items for frame in item.frames}
+    return kinds | (dict.fromkeys(plan.chunk.queries, CURRENT) if head.reads_chunk else {})
 
 
 def text_report(policy: BoundPolicy, plans: Sequence[ChunkPlan], size: Footprint, width: int) -> RenderableType:
@@ -60,7 +63,7 @@ def text_report(policy: BoundPolicy, plans: Sequence[ChunkPlan], size: Footprint
     for kind in kinds:
         capacity = size.capacity[kind.layer][kind.head]
         kept = plans[-1].of(kind.layer, kind.head).kept
-        table.add_row(kind.name, str(kind.count), kind.rule, str(kept), str(capacity.peak), str(capacity.steady))
+        table.add_row(kind.name, str(kind.count), kind.rule, f"{kept:g}", str(capacity.peak), str(capacity.steady))
     return Group(table, *(_strip(kind, plans, width) for kind in kinds), _sums(size))
 
 

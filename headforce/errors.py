@@ -65,6 +65,18 @@ CATALOGUE: dict[str, Entry] = {
         "A query would see a frame at a distance outside the policy's `position_range`.",
         "Attach collapse() or clamp() to the operator, use @contiguous, or widen `position_range`.",
     ),
+    "HF-CLASSIFY": Entry(
+        "Heads were to be classified by what they attend to, and the numbers or the counts do not allow it.",
+        "Ask for at most as many dummy heads as the model has, and see that attention gives finite masses.",
+    ),
+    "HF-SEGMENTS": Entry(
+        "A rule cuts frames into segments or cells, and the frames of this model do not come out even.",
+        "Choose a number that divides the tokens of a frame, and cells that divide its height and width.",
+    ),
+    "HF-SCORE": Entry(
+        "A selection needs a score that cannot be had: nobody registered it, or it does not apply to its candidates.",
+        "Use a registered score (docs/policy.md lists them), or register one with the decorator @score.",
+    ),
     "HF-NATIVE": Entry(
         "A rule uses native(), but nothing says what the unmodified model reads.",
         "Pass the model's own rule (on the command line: --native RULE).",

@@ -151,7 +151,7 @@ def _outlook(
     """What the policy makes of a stream of chunks like this call's, long enough for the cache to evict."""
     site, facts = found[0]
     native = _native(facts, adapter, model)
-    bound = policy.bind(layers=len(found), heads=site.heads, native=native)
+    bound = policy.bind(layers=len(found), heads=site.heads, native=native, tokens=facts.rows)
     warm = policy.warmup.chunks if policy.warmup else 0
     count = max(warm, -(-facts.cache_rows // facts.rows // facts.frames)) + EVICTIONS
     if policy.horizon is not None:

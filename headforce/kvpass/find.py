@@ -138,8 +138,8 @@ def _rope(
     if q is None or k is None:
         missing = " and ".join(name for name, r in (("query", q), ("key", k)) if r is None)
         return None, (f"HF-ROPE: no RoPE recognised on the {missing}",)
-    same = (q.kind, q.pairs, q.temporal, q.temporal_columns, q.tokens_per_frame, q.tables)
-    if same != (k.kind, k.pairs, k.temporal, k.temporal_columns, k.tokens_per_frame, k.tables):
+    same = (q.kind, q.pairs, q.temporal, q.temporal_columns, q.tokens_per_frame, q.tables, q.places)
+    if same != (k.kind, k.pairs, k.temporal, k.temporal_columns, k.tokens_per_frame, k.tables, k.places):
         return None, ("HF-ROPE: query and key are rotated in different ways",)
     raw_key = new_key if rotated is not None else k.raw
     notes = () if q.start is not None else ("HF-ROPE: the table is made outside the graph, so it gives no clock",)
@@ -157,6 +157,7 @@ def _rope(
         temporal_columns=q.temporal_columns,
         tables=q.tables,
         compute_dtype=q.compute_dtype,
+        places=q.places,
         query_factors=q.factors,
         key_factors=k.factors if rotated is None else (),
     )

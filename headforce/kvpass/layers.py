@@ -19,6 +19,7 @@ from .torch_private import StorageKey, storage_key
 
 if TYPE_CHECKING:
     from ..lowering.plan import ChunkPlan
+    from ..lowering.state.turning import Turning
     from ..policy import Policy
     from .session import Session
     from .site import Site
@@ -58,15 +59,6 @@ class PassFacts:
     def read_rows(self) -> int:
         """Rows that the model itself reads, the chunk included."""
         return sum(stop - first for first, stop in self.segments)
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """How keys turn with the frame; see `kernels.rotation.turn`. `theta` is empty where no RoPE was recognised."""
-
-    theta: Tensor
-    first_pair: int
-    style: str
 
 
 @dataclass(eq=False)
@@ -109,13 +101,13 @@ class Caches(ABC):
 
     Attributes:
         variant: which variant of a graph runs with them. session: the prepared model they belong to, if one is.
-        layers: one for each cache, in the order of the layers. rotation: set when the first site runs.
+        layers: one for each cache, in the order of the layers. rotation: how keys turn, set when the first site runs.
     """
 
     variant: ClassVar[str]
     session: Session | None
     layers: list[Layer]
-    rotation: Rotation | None = None
+    rotation: Turning | None = None
 
     @abstractmethod
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
-from ..lowering.novelty import novelty
 from ..lowering.plan import ChunkPlan
 from ..lowering.pool import PagePool, PageShape
+from ..lowering.state.decider import decider
+from ..lowering.state.making import make_parts
 from ..lowering.stream import Stream
 from ..lowering.verify import check_plan, check_tables
 from ..policy import Rule
@@ -80,7 +81,9 @@ class OwnedCaches(Caches):
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
         if self.stream is None:
-            bound = self.session.policy.bind(layers=len(self.layers), heads=site.heads, native=native)
+            bound = self.session.policy.bind(
+                layers=len(self.layers), heads=site.heads, native=native, tokens=facts.rows
+            )
             stream = Stream(bound, facts.batch)
             self.pool = PagePool(stream, shape, canonical=self.session.canonical)
             self.stream = stream
@@ -90,13 +93,13 @@ class OwnedCaches(Caches):
             raise HeadforceError(
                 "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
             )
-        decide = novelty(self.pool, self.rotation.theta, self.rotation.first_pair, self.rotation.style)
-        self.stream.begin(facts.start, facts.frames, decide)
+        self.stream.begin(facts.start, facts.frames, decider(self.pool, self.rotation))
         if self.stream.plan is not self._checked:
             # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
             self._check_native(facts, native)
             assert self.stream.plan is not None
             self.check_remap(self.stream.plan)
+            make_parts(self.pool, self.rotation)
             self.pool.update()
             if self.session.verify:
                 check_plan(self.stream)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
 from ..kernels.rotation import INTERLEAVED, SPLIT_HALF
-from .site import RopeForm, Site
+from .site import PlaceTable, RopeForm, Site
 
 _STYLES = {"complex": INTERLEAVED, "interleaved": INTERLEAVED, "split_half": SPLIT_HALF}
 
@@ -36,7 +36,8 @@ def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:
     """
     rope = site.rope
     assert rope is not None
-    cos, sin = _cos_sin(rope, tables)
+    first, last = rope.temporal or (0, 0)
+    cos, sin = _cos_sin(rope.kind, tables, rope.temporal_columns or (0, 0), last - first)
     angle = torch.atan2(sin, cos)
     rates = angle[1]
     frames = torch.arange(min(len(angle), 64), dtype=torch.float64, device=angle.device)
@@ -52,19 +53,35 @@ def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:
     return rates
 
 
-def _cos_sin(rope: RopeForm, tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the temporal pairs, float64 [positions, P]."""
-    first, last = rope.temporal_columns or (0, 0)
+def place_angles(site: Site, tables: Mapping[PlaceTable, Sequence[Tensor]], grid: tuple[int, int]) -> Tensor:
+    """Radians that every pair turns for the place of a token in its frame, float64 [height * width, D / 2], on the CPU.
+
+    Args:
+        site: a site whose RoPE shows `places`. tables: the values of the tables of each. grid: (height, width).
+    """
+    rope, (height, width) = site.rope, grid
+    assert rope is not None
+    angles = torch.zeros(height, width, rope.pairs, dtype=torch.float64)
+    for place, values in tables.items():
+        first, last = place.pairs
+        cos, sin = (t.cpu() for t in _cos_sin(rope.kind, values, place.columns, last - first))
+        angle = torch.atan2(sin, cos)
+        angles[..., first:last] = angle[:height, None] if place.axis == "height" else angle[:width]
+    return angles.flatten(0, 1)
+
+
+def _cos_sin(kind: str, tables: Sequence[Tensor], columns: tuple[int, int], pairs: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of some pairs, float64 [positions, pairs]."""
+    first, last = columns
     if len(tables) == 2:
         cos, sin = (t.to(torch.float64).reshape(len(t), -1)[:, first:last] for t in tables)
     elif tables[0].is_complex():
-        columns = tables[0].to(torch.complex128).reshape(len(tables[0]), -1)[:, first:last]
-        cos, sin = columns.real, columns.imag
+        complex_ = tables[0].to(torch.complex128).reshape(len(tables[0]), -1)[:, first:last]
+        cos, sin = complex_.real, complex_.imag
     else:
         cos, sin = tables[0].to(torch.float64)[:, first:last].unbind(-1)
-    pairs = (rope.temporal or (0, 0))[1] - (rope.temporal or (0, 0))[0]
     if cos.shape[1] == 2 * pairs:
         # Each angle stands twice, for both dims of its pair.
-        half = slice(None, pairs) if rope.kind == "split_half" else slice(None, None, 2)
+        half = slice(None, pairs) if kind == "split_half" else slice(None, None, 2)
         cos, sin = cos[:, half], sin[:, half]
     return cos, sin

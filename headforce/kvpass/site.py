@@ -143,6 +143,21 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class PlaceTable:
+    """Where a table turns pairs by the place of a token in its frame.
+
+    Attributes:
+        axis: "height" (the row of tokens picks the row of the table) or "width". pairs: [first, last) pairs it turns.
+        columns: [first, last) columns of the table. tables: as in `RopeForm`.
+    """
+
+    axis: str
+    pairs: tuple[int, int]
+    columns: tuple[int, int]
+    tables: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
 class RopeForm:
     """RoPE around the site.
 
@@ -159,6 +174,7 @@ class RopeForm:
         temporal_columns: [first, last) columns of the table that turn them, or None.
         tables: the graph inputs (or nodes) that are the table: one complex, one with cos and sin in its last dim, or
             cos and sin.
+        places: how the other pairs turn, for both axes of the frame; empty where the table does not show it.
         compute_dtype: dtype of the rotation itself.
         query_factors, key_factors: a complex factor, or cosine and sine, as the graph has them; empty where they lie in
             another way, so that only the graph itself can rotate.
@@ -177,6 +193,7 @@ class RopeForm:
     temporal_columns: tuple[int, int] | None
     tables: tuple[Node, ...]
     compute_dtype: torch.dtype
+    places: tuple[PlaceTable, ...] = ()
     query_factors: tuple[Factor, ...] = ()
     key_factors: tuple[Factor, ...] = ()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Node
 
 from ..errors import HeadforceError
+from ..lowering.state.turning import Turning
 from ..lowering.targets import check_rows
-from .layers import Layer, PassFacts, Rotation
-from .rope_rates import rotated_pairs, temporal_rates
+from .layers import Layer, PassFacts
+from .rope_rates import place_angles, rotated_pairs, temporal_rates
 from .site import Site, SiteReport
 
 
@@ -39,6 +41,10 @@ class SiteReader:
         )
         tables = rope.tables if rope else ()
         self._tables = [inputs.index(node) for node in tables] if all(node in inputs for node in tables) else []
+        places = rope.places if rope and rope.grid and self._tables else ()
+        known = places if all(node in inputs for place in places for node in place.tables) else ()
+        self._places = {place: [inputs.index(node) for node in place.tables] for place in known}
+        self._grid = _compiled(report, rope.grid) if rope is not None and rope.grid is not None else None
 
     def enter(self, layer: Layer, args: Sequence[Any], target: str) -> None:
         """Tells the layer's caches that its site is about to run, on `target`.
@@ -75,8 +81,22 @@ class SiteReader:
             device=args[self.site.cache.k_index].device,
         )
 
-    def _rotation(self, args: Sequence[Any]) -> Rotation:
+    def _rotation(self, args: Sequence[Any]) -> Turning:
         tables = [args[i] for i in self._tables]
         theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
+        grid = None if self._grid is None else tuple(self._grid(args))
+        places = None
+        if self._places and grid is not None:
+            values = {place: [args[i] for i in indices] for place, indices in self._places.items()}
+            places = place_angles(self.site, values, grid)
         # The table may lie on another device, from where the graph moves what it takes of it.
-        return Rotation(theta.to(args[self.site.cache.k_index].device), *rotated_pairs(self.site))
+        theta = theta.to(args[self.site.cache.k_index].device)
+        return Turning(theta, *rotated_pairs(self.site), places, grid)
+
+
+def _compiled(report: SiteReport, grid: Sequence[sympy.Expr]) -> Callable[[Sequence[Any]], tuple[int, ...]] | None:
+    """Reads a grid from the arguments of a call; None where no argument shows it."""
+    try:
+        return report.binder.compile(grid)
+    except KeyError:
+        return None

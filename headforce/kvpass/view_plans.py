@@ -74,7 +74,7 @@ class ViewPlans:
     def _planner(self, native: Rule, heads: int, chunk: Chunk, facts: PassFacts) -> Planner:
         key = (str(native), heads)
         if key not in self._planners:
-            bound = self.policy.bind(layers=self.layers, heads=heads, native=native)
+            bound = self.policy.bind(layers=self.layers, heads=heads, native=native, tokens=facts.rows)
             check_view(bound, chunk, facts)
             self._planners[key] = Planner(bound)
         return self._planners[key]

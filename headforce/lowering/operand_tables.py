@@ -42,5 +42,7 @@ def _runs(head: HeadPlan, reading: Reading, plan: ChunkPlan, place: dict[int, in
             found=f"a rule that reads frames {missing} at frame {plan.chunk.start}",
             needed=f"frames that the model still reads there: {held}",
         )
-    frames += [(frame, 0) for frame in plan.chunk.queries]
-    return merged(np.array([(place[frame], shift) for frame, shift in frames], dtype=np.int64), rows)
+    if head.reads_chunk:
+        frames += [(frame, 0) for frame in plan.chunk.queries]
+    pieces = [(place[frame] * rows, rows, shift) for frame, shift in frames]
+    return merged(np.array(pieces, dtype=np.int64).reshape(-1, 3))

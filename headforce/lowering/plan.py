@@ -7,14 +7,15 @@ Distinct rules are planned once and shared by all the heads and layers that have
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import HeadforceError
-from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule, Item
+from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule, Item, PartItem
 from ..policy.node import NOTHING_HELD, Held
 
 Cell = tuple[int, int, int]
@@ -30,6 +31,19 @@ class Reading:
 
     queries: tuple[int, ...]
     items: tuple[Item, ...]
+    parts: tuple[PartItem, ...] = ()
+
+    @property
+    def read(self) -> tuple[tuple[Item, ...], tuple[PartItem, ...]]:
+        """All that is read."""
+        return self.items, self.parts
+
+    @cached_property
+    def size(self) -> int | float:
+        """What is read besides the chunk, in frames."""
+        parts = sum((Fraction(1, part.of) for item in self.parts for part in item.parts), Fraction(0))
+        size = len(self.frames) + parts
+        return int(size) if size.denominator == 1 else float(size)
 
     @cached_property
     def frames(self) -> npt.NDArray[np.int32]:
@@ -40,20 +54,28 @@ class Reading:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """What one rule reads in a chunk, and the frames that have to be held while the chunk runs."""
+    """What one rule reads in a chunk, and the frames that have to be held while the chunk runs.
+
+    `reads_chunk` is false for heads that read nothing at all.
+    """
 
     readings: tuple[Reading, ...]
     live: FrameSet
+    reads_chunk: bool = True
 
     @cached_property
-    def kept(self) -> int:
-        """Most committed frames that a query frame reads."""
-        return max(len(reading.frames) for reading in self.readings)
+    def kept(self) -> int | float:
+        """Most of the past that a query frame reads, in frames."""
+        return max(reading.size for reading in self.readings)
 
     @property
     def remaps(self) -> bool:
         """True when some key has to be turned."""
-        return any(bool(reading.frames[:, 1].any()) for reading in self.readings)
+        return any(
+            bool(reading.frames[:, 1].any())
+            or any(p.at != at for item in reading.parts for p, at in zip(item.parts, item.positions, strict=True))
+            for reading in self.readings
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,7 @@ class Planner:
         where = {i: plans.index(plan) for i, plan in enumerate(heads) if plan is not None}
         which = np.empty_like(self._which)
         seen: dict[tuple[int, tuple[tuple[str, FrameSet], ...]], int] = {}
+        shared: dict[int, int] = {}  # by memory: heads that decide together have one
         for cell, rule in np.ndenumerate(self._which):
             if rule in where:
                 which[cell] = where[rule]
@@ -111,37 +134,43 @@ class Planner:
                     found=f"no memory for {self.policy.distinct[rule].rule}",
                     needed="one for every head with state",
                 )
-            held = memories[cell].held
-            key = (int(rule), tuple(sorted(held.items())))
-            if key not in seen:
-                seen[key] = len(plans)
-                plans.append(self._head(self.policy.distinct[rule], chunk, held))
-            which[cell] = seen[key]
+            memory = memories[cell]
+            if id(memory) not in shared:
+                held = memory.held
+                key = (int(rule), tuple(sorted(held.items())))
+                if key not in seen:
+                    seen[key] = len(plans)
+                    plans.append(self._head(self.policy.distinct[rule], chunk, held))
+                shared[id(memory)] = seen[key]
+            which[cell] = shared[id(memory)]
         return ChunkPlan(chunk, tuple(plans), which)
 
     def _head(self, rule: HeadRule, chunk: Chunk, held: Held) -> HeadPlan:
         readings: list[Reading] = []
         for query in chunk.queries if rule.at(chunk).by_query else [chunk.start]:
-            items = rule.read(chunk, query, held)
-            if readings and readings[-1].items == items:
-                readings[-1] = Reading((*readings[-1].queries, query), items)
+            one = Reading((query,), rule.read(chunk, query, held), rule.at(chunk).read_parts(chunk, query, held))
+            if readings and readings[-1].read == one.read:
+                readings[-1] = replace(one, queries=(*readings[-1].queries, query))
             else:
-                readings.append(Reading((query,), items))
+                readings.append(one)
         if not rule.at(chunk).by_query:
-            readings = [Reading(tuple(chunk.queries), readings[0].items)]
+            readings = [replace(readings[0], queries=tuple(chunk.queries))]
         self._check_positions(rule, readings, chunk)
-        return HeadPlan(tuple(readings), rule.live(chunk, held))
+        return HeadPlan(tuple(readings), rule.live(chunk, held), rule.at(chunk).reads_chunk)
 
     def _check_positions(self, rule: HeadRule, readings: Iterable[Reading], chunk: Chunk) -> None:
         allowed = self.policy.policy.position_range
         if allowed is None:
             return
+        items: list[tuple[Reading, Item | PartItem]] = []
+        for reading in readings:
+            items += [(reading, item) for item in reading.items]
+            items += [(reading, part_item) for part_item in reading.parts]
         distances = [
             (abs(query - position), query, frame, item.kind)
-            for reading in readings
+            for reading, item in items
             for query in (reading.queries[0], reading.queries[-1])
-            for item in reading.items
-            for frame, position in zip(item.frames, item.positions, strict=True)
+            for frame, position in zip(item.stand, item.positions, strict=True)
         ]
         distances.append((chunk.frames - 1, chunk.stop - 1, chunk.start, "the current chunk"))
         far, query, frame, kind = max(distances)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..policy import BoundPolicy, Chunk, HeadMemory, Schedule
-from ..policy.memory import always_novel
+from ..policy import BUSIEST, BoundPolicy, Chunk, HeadMemory, Schedule
 from .footprint import Footprint
-from .plan import ChunkPlan, HeadPlan, Planner
+from .plan import ChunkPlan, HeadPlan, Planner, Reading
 
 JSON_VERSION = 1
 
@@ -16,11 +15,14 @@ JSON_VERSION = 1
 def preview(policy: BoundPolicy, schedule: Schedule) -> Iterator[ChunkPlan]:
     """The plan of every chunk of `schedule`.
 
-    Without a model nobody can say what is novel: heads with state are shown at their busiest, every unit written.
+    Without a model nobody can say what is novel: heads with state are shown at their busiest, every unit written, and
+    selections as the newest of their candidates.
     """
     planner = Planner(policy)
+    rule_of = {rule.text: rule for rule in policy.distinct if rule.rule.stateful}
+    one_of = {text: HeadMemory(rule.rule) for text, rule in rule_of.items()}
     memories = {
-        (layer, 0, head): HeadMemory(rule.rule)
+        (layer, 0, head): one_of[rule.text]
         for layer, row in enumerate(policy.rules)
         for head, rule in enumerate(row)
         if rule.rule.stateful
@@ -28,8 +30,8 @@ def preview(policy: BoundPolicy, schedule: Schedule) -> Iterator[ChunkPlan]:
     before: Chunk | None = None
     for chunk in schedule:
         if before is not None:
-            for memory in memories.values():
-                memory.commit(before, chunk, always_novel)
+            for text, memory in one_of.items():
+                memory.commit(before, chunk, BUSIEST, ruling=rule_of[text].rules_at(before))
         yield planner.plan(chunk, memories)
         before = chunk
 
@@ -66,5 +68,25 @@ def _readings(head: HeadPlan) -> list[dict[str, Any]]:
                 {"kind": item.kind, "frames": list(item.frames), "pos": list(item.positions)} for item in reading.items
             ],
         }
+        | _parts(reading)
         for reading in head.readings
     ]
+
+
+def _parts(reading: Reading) -> dict[str, Any]:
+    """Parts of frames, where there are any: what they were made of, and where they are seen."""
+    if not reading.parts:
+        return {}
+    return {
+        "parts": [
+            {
+                "kind": item.kind,
+                "store": item.store,
+                "frames": [list(part.frames) for part in item.parts],
+                "segment": [part.index for part in item.parts],
+                "of": [part.of for part in item.parts],
+                "pos": list(item.positions),
+            }
+            for item in reading.parts
+        ]
+    }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 from ..errors import HeadforceError
-from ..policy import BoundPolicy, Chunk, FrameSet
+from ..policy import BoundPolicy, Chunk, FrameSet, HeadRule
 from ..policy.bound import LOOK_AHEAD
 
 
@@ -29,7 +30,7 @@ def _beyond(policy: BoundPolicy, first: Chunk, capacity: int) -> HeadforceError 
     """The refusal of a stream that goes on in chunks of the size of `first`; None if some sink serves all of it."""
     sinks = set(range(max(0, capacity - first.frames) + 1))
     for rule in policy.distinct:
-        for chunk in islice(policy.endless(rule, first.frames, first), LOOK_AHEAD):
+        for chunk in islice(_ahead(policy, rule, first, capacity), LOOK_AHEAD):
             if any(term.op.name == "native" for term in rule.at(chunk).terms):
                 continue  # what the model itself will read shows later
             items = [item for query in chunk.queries for item in rule.read(chunk, query)]
@@ -44,6 +45,18 @@ def _beyond(policy: BoundPolicy, first: Chunk, capacity: int) -> HeadforceError 
                 )
             sinks = fits
     return None
+
+
+def _ahead(policy: BoundPolicy, rule: HeadRule, first: Chunk, capacity: int) -> Iterator[Chunk]:
+    """Chunks until all that a rule reads has moved along, and then until it has left every sink behind."""
+    chunk = first
+    for chunk in policy.endless(rule, first.frames, first):
+        yield chunk
+    for _ in range(-(-capacity // first.frames) + rule.rule.repeats()):
+        chunk = chunk.then(first.frames)
+        if policy.policy.horizon is not None and chunk.stop > policy.policy.horizon:
+            return
+        yield chunk
 
 
 def held(chunk: Chunk, capacity: int, sink: int) -> FrameSet:

@@ -15,12 +15,16 @@ from ..policy import FrameSet
 
 
 class SlotMap:
-    """The frames of one region. `slot[frame]` is the page, counted from the start of the region."""
+    """The frames of one region. `slot[frame]` is the page, counted from the start of the region.
 
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
+    The first `reserved` pages belong to stores that keep parts of frames, for good.
+    """
+
+    def __init__(self, pages: int, reserved: int = 0) -> None:
+        self.pages = max(pages, reserved)
+        self.reserved = reserved
         self.slot: dict[int, int] = {}
-        self._free = list(range(pages))
+        self._free = list(range(reserved, self.pages))
 
     @property
     def held(self) -> FrameSet:

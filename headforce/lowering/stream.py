@@ -6,40 +6,82 @@ decisions, the chunk is planned, and every frame that some head may still read k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import HeadforceError
-from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule
-from ..policy.memory import Decide
+from ..policy import BoundPolicy, Chunk, Decide, FrameSet, HeadMemory, HeadRule, Part
+from ..policy.node import Term
+from ..policy.parts import Content
 from .clock import Clock, Event
 from .plan import Cell, ChunkPlan, Planner
 from .slots import SlotMap
 
-__all__ = ["Decider", "Event", "Lane", "Stream"]
+__all__ = ["Decider", "Event", "Lane", "Making", "Stream"]
 
 EMPTY = FrameSet()
 
 
 @dataclass
 class Lane:
-    """Heads whose regions always look alike: all heads of one stateless rule, or one head of one video with state.
+    """Heads whose regions always look alike: those of one rule, as far as its stores decide for all of them alike.
 
-    `first` is one of them, whose plan is the plan of all.
+    Attributes:
+        rule: of all these heads. slots: of the region of each. memory: what their stores hold, if there are any.
+        first: one of the heads, whose plan is the plan of all.
+        store_page: the first page of each store that keeps parts, counted from the start of the region.
+        present: the units whose parts are in these pages.
     """
 
     rule: HeadRule
     slots: SlotMap
     first: Cell
     memory: HeadMemory | None = None
+    store_page: dict[str, int] = field(default_factory=dict)
+    present: dict[str, FrameSet] = field(default_factory=dict)
+
+    @staticmethod
+    def of(rule: HeadRule, first: Cell) -> Lane:
+        """A lane that holds nothing yet."""
+        lane = Lane(rule, SlotMap(0, rule.pages), first, HeadMemory(rule.rule) if rule.rule.stateful else None)
+        page = 0
+        for term in rule.rule.paged:
+            lane.store_page[term.store] = page
+            page += term.op.pages
+        return lane
 
     @property
     def held(self) -> dict[str, FrameSet]:
         """What the stores of the lane hold."""
         return self.memory.held if self.memory else {}
+
+    def where(self) -> dict[Content, int]:
+        """What a part is made of -> where it lies, counted in such parts from the start of the region."""
+        return {
+            part.content: self.store_page[term.store] * part.of + part.place
+            for term in self.rule.rule.paged
+            for part in term.op.parts(self.present.get(term.store, EMPTY))
+        }
+
+
+@dataclass(frozen=True)
+class Making:
+    """Parts that have to be made before the next pass: those of one store of a lane.
+
+    Attributes:
+        lane: its number. term: the store.
+        parts: what is made, and where it goes.
+        page: frame -> page of the region in which it lies now. old: the parts that the store held before.
+    """
+
+    lane: int
+    term: Term
+    parts: tuple[Part, ...]
+    page: Mapping[int, int]
+    old: tuple[Part, ...]
 
 
 Decider = Callable[[Lane], Decide]
@@ -54,6 +96,10 @@ class _Next:
     memory: HeadMemory | None
     live: FrameSet
     behind: FrameSet
+    kept: dict[str, FrameSet] = field(default_factory=dict)
+    """By store with pages of its own: the units whose parts are to be in them."""
+    offered: FrameSet = EMPTY
+    """Frames that stores need to have held from here on, read or not."""
 
 
 class Stream:
@@ -61,6 +107,7 @@ class Stream:
 
     After `begin`, `chunk` and `plan` are those of the running pass, and `lanes[lane_of[layer, row, head]]` says which
     page of a head's region holds which frame. `layout` counts how often regions had to grow: page pools follow it.
+    `making` are the parts that are to be made, in this order, before that pass writes anything.
     """
 
     def __init__(self, policy: BoundPolicy, batch: int = 1) -> None:
@@ -69,6 +116,7 @@ class Stream:
         self.planner = Planner(policy, batch)
         self.plan: ChunkPlan | None = None
         self.layout = 0
+        self.making: list[Making] = []
         self.events = dict.fromkeys(Event, 0)
         self.lanes: list[Lane] = []
         self.lane_of: npt.NDArray[np.int32] = np.empty((policy.layers, batch, policy.heads), dtype=np.int32)
@@ -79,14 +127,19 @@ class Stream:
         self._longest = 0
 
     def _make_lanes(self) -> None:
-        shared: dict[str, int] = {}
+        shared: dict[tuple[object, ...], int] = {}
         for layer, row, head in np.ndindex(self.lane_of.shape):
             rule = self.policy.rules[layer][head]
-            if rule.text not in shared or rule.rule.stateful:
-                shared[rule.text] = len(self.lanes)
-                memory = HeadMemory(rule.rule) if rule.rule.stateful else None
-                self.lanes.append(Lane(rule, SlotMap(0), (layer, row, head), memory))
-            self.lane_of[layer, row, head] = shared[rule.text]
+            where = {"head": (row, layer, head), "layer": (row, layer), "model": (row,), "every": ()}[rule.rule.scope]
+            key = (rule.text, *where)
+            if key not in shared:
+                shared[key] = len(self.lanes)
+                self.lanes.append(Lane.of(rule, (layer, row, head)))
+            self.lane_of[layer, row, head] = shared[key]
+
+    def cells(self, lane: Lane) -> list[Cell]:
+        """The heads of a lane, layer by layer."""
+        return [(int(c[0]), int(c[1]), int(c[2])) for c in np.argwhere(self.lane_of == self.lane_of[lane.first])]
 
     def lane(self, layer: int, head: int, row: int = 0) -> Lane:
         """The lane of one head of one row of the batch."""
@@ -121,8 +174,10 @@ class Stream:
         """Forgets everything; the next pass starts at frame 0."""
         for lane in self.lanes:
             lane.slots.keep(EMPTY)
+            lane.present = {}
             if lane.memory is not None:
                 lane.memory = HeadMemory(lane.rule.rule)
+        self.making = []
         self.plan = None
         self._clock = Clock()
         self._onward = None
@@ -136,7 +191,9 @@ class Stream:
         # Everything that may be refused is worked out before anything changes.
         coming = [self._next(lane, event, clock, decide) for lane in self.lanes]
         memories = {
-            lane.first: next_.memory for lane, next_ in zip(self.lanes, coming, strict=True) if next_.memory is not None
+            (int(layer), int(row), int(head)): memory
+            for (layer, row, head), lane in np.ndenumerate(self.lane_of)
+            if (memory := coming[lane].memory) is not None
         }
         plan = self.planner.plan(chunk, memories)
         if event is Event.RESET:
@@ -144,7 +201,9 @@ class Stream:
         for lane, next_ in zip(self.lanes, coming, strict=True):
             _check_held(lane, next_, plan)
         self._make_room(chunk, clock.history, coming)
-        for lane, next_ in zip(self.lanes, coming, strict=True):
+        for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
+            self.making += _makings(i, lane, next_)
+            lane.present = {**lane.present, **next_.kept}
             lane.memory = next_.memory
             lane.slots.keep(next_.live | next_.behind | FrameSet.interval(chunk.start, chunk.stop))
             lane.slots.take(chunk.queries)
@@ -155,11 +214,12 @@ class Stream:
         chunk = clock.chunk
         assert chunk is not None
         if event is Event.RESET:
-            return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY)
+            nothing = {term.store: EMPTY for term in lane.rule.rule.paged}
+            return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY, nothing)
         memory = at_end = self._committed(lane, clock, decide) if lane.memory else None
         rewrite = chunk.start < clock.history
         if at_end is not None and rewrite:
-            memory = at_end.at(chunk.start)
+            memory = at_end.rewriting(chunk.start)
         live = lane.rule.live(chunk, memory.held if memory else {})
         behind = EMPTY
         if chunk.stop < clock.history or (rewrite and at_end):
@@ -167,7 +227,10 @@ class Stream:
             # go on from what they held there.
             resumed = Chunk(len(clock.starts), clock.history, 1)
             behind = lane.rule.live(resumed, at_end.held if at_end else {}) & lane.slots.held
-        return _Next(memory, live, behind)
+        held = at_end.held if at_end else {}
+        kept = {term.store: held.get(term.store, EMPTY) for term in lane.rule.rule.paged}
+        # Stores that keep parts need no frame from before the end of the history, from where they go on.
+        return _Next(memory, live, behind, kept, EMPTY if rewrite and kept else live)
 
     def _committed(self, lane: Lane, clock: Clock, decide: Decider | None) -> HeadMemory:
         """The memory of a lane once all history of `clock` is committed to it."""
@@ -185,7 +248,7 @@ class Stream:
                 raise HeadforceError(
                     "HF-DECISION", found=f"no decision for {memory.rule}", needed="a decider for rules with state"
                 )
-            memory.commit(before, after, decide(lane))
+            memory.commit(before, after, decide(lane), ruling=lane.rule.rules_at(before))
         return memory
 
     def _next_onward(self, clock: Clock) -> Chunk:
@@ -226,11 +289,36 @@ def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:
     readings = plan.heads[plan.which[lane.first]].readings
     needed = FrameSet.of({int(frame) for reading in readings for frame in reading.frames[:, 0]})
     if coming.memory is not None:
-        needed |= coming.live  # a store may be offered frames that nothing reads now
+        needed |= coming.offered  # a store may be offered frames that nothing reads now
     missing = needed - lane.slots.held
+    lost = [m for m in _makings(0, lane, coming) if not _makeable(m)]
+    if lost:
+        raise HeadforceError(
+            "HF-FORGOTTEN",
+            found=f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}, which needs parts of frames "
+            f"{FrameSet.of(f for part in lost[0].parts for f in part.frames)} for {lost[0].term}",
+            needed=f"frames that are still held: {lane.slots.held}",
+        )
     if missing:
         raise HeadforceError(
             "HF-FORGOTTEN",
             found=f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}, which needs frames {missing}",
             needed=f"frames that are still held: {lane.slots.held}",
         )
+
+
+def _makings(number: int, lane: Lane, coming: _Next) -> Iterator[Making]:
+    """The parts of a lane that are not where they have to be when the coming pass begins."""
+    for term in lane.rule.rule.paged:
+        wanted, present = coming.kept[term.store], lane.present.get(term.store, EMPTY)
+        if wanted == present:
+            continue
+        old: tuple[Part, ...] = term.op.parts(present)
+        parts = tuple(part for part in term.op.parts(wanted) if part not in old)
+        if parts:
+            yield Making(number, term, parts, dict(lane.slots.slot), old)
+
+
+def _makeable(making: Making) -> bool:
+    contents = {part.content for part in making.old}
+    return all(part.content in contents or all(f in making.page for f in part.frames) for part in making.parts)

@@ -17,8 +17,7 @@ from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..policy import Chunk
 from .plan import HeadPlan, Reading
 from .schedule import schedule
-from .slots import SlotMap
-from .stream import Stream
+from .stream import Lane, Stream
 
 Ints = npt.NDArray[np.int32]
 
@@ -78,7 +77,7 @@ def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool, p
     assert stream.plan is not None
     plans = [stream.plan.heads[stream.plan.which[lane.first]] for lane in stream.lanes]
     parts = [
-        [_merge(reading, _current(stream.chunk), lane.slots, rows, canonical) for reading in plan.readings]
+        [_runs(reading, stream.chunk if plan.reads_chunk else None, lane, rows, canonical) for reading in plan.readings]
         for lane, plan in zip(stream.lanes, plans, strict=True)
     ]
     reads, runs = fill(stream.chunk, plans, parts, stream.lane_of, regions.base * rows, rows, _room(stream), processors)
@@ -143,26 +142,32 @@ def _room(stream: Stream) -> tuple[int, int]:
         rules = filter(None, (lane.rule.rule, lane.rule.warmup))
         its_readings = stream.chunk.frames if any(rule.by_query for rule in rules) else 1
         readings = max(readings, its_readings)
-        runs = max(runs, its_readings * lane.slots.pages)  # at worst every page is a run of its own
+        # At worst every page is a run of its own, and every part.
+        runs = max(runs, its_readings * (lane.slots.pages - lane.slots.reserved + lane.rule.most_parts))
     return readings, runs
 
 
-def _current(chunk: Chunk) -> Ints:
-    return np.array([(frame, 0) for frame in chunk.queries], dtype=np.int32)
+def _runs(reading: Reading, chunk: Chunk | None, lane: Lane, rows: int, canonical: bool) -> Ints:
+    """The runs of a reading and of the chunk itself: rows that follow each other and share a shift become one."""
+    frames = reading.frames
+    if chunk is not None:
+        frames = np.concatenate([frames, np.array([(frame, 0) for frame in chunk.queries], dtype=np.int32)])
+    # (order in time, first row, rows, shift) of every piece
+    pieces = [(frame, 0, lane.slots.slot[frame] * rows, rows, shift) for frame, shift in frames.tolist()]
+    where = lane.where() if reading.parts else {}
+    for item in reading.parts:
+        for part, position in zip(item.parts, item.positions, strict=True):
+            length = rows // part.of
+            row = where[part.content] * length
+            pieces.append((part.at, part.index, row, length, position - part.at))
+    ordered = sorted(pieces, key=(lambda p: p[:2]) if canonical else (lambda p: (p[4], p[2])))
+    return merged(np.array(ordered, dtype=np.int64).reshape(-1, 5)[:, 2:])
 
 
-def _merge(reading: Reading, current: Ints, slots: SlotMap, rows: int, canonical: bool) -> Ints:
-    """Pages that follow each other and share a shift become one run."""
-    frames = np.concatenate([reading.frames, current])
-    pages = np.array([(slots.slot[int(frame)], shift) for frame, shift in frames], dtype=np.int64)
-    if not canonical:
-        pages = pages[np.lexsort((pages[:, 0], pages[:, 1]))]
-    return merged(pages, rows)
-
-
-def merged(frames: npt.NDArray[np.int64], rows: int) -> Ints:
-    """The runs [n, 3] of frames of `rows` rows, given as (place, shift) in the order of reading."""
-    place, shift = frames.T
-    begins = np.flatnonzero(np.r_[True, (np.diff(place) != 1) | (np.diff(shift) != 0)])
-    lengths = np.diff(np.r_[begins, len(place)])
-    return np.stack([place[begins] * rows, lengths * rows, shift[begins]], axis=1).astype(np.int32)
+def merged(pieces: npt.NDArray[np.int64]) -> Ints:
+    """The runs [n, 3] of pieces [m, 3], both (first row, rows, shift) in the order of reading."""
+    if not len(pieces):
+        return np.zeros((0, 3), dtype=np.int32)
+    row, rows, shift = pieces.T
+    begins = np.flatnonzero(np.r_[True, (row[:-1] + rows[:-1] != row[1:]) | (np.diff(shift) != 0)])
+    return np.stack([row[begins], np.add.reduceat(rows, begins), shift[begins]], axis=1).astype(np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet, HeadRule, Warmup, oracle
 from ..policy.memory import Record
+from ..policy.parts import Content
 from .plan import ChunkPlan, HeadPlan
 from .slots import SlotMap
 from .stream import Stream
@@ -43,10 +45,10 @@ def check_plan(stream: Stream) -> None:
 def _check_slots(slots: SlotMap, chunk: Chunk) -> None:
     pages = sorted(slots.slot.values())
     good = set(chunk.queries) <= set(slots.slot) and len(set(pages)) == len(pages)
-    if not good or pages[0] < 0 or pages[-1] >= slots.pages:
+    if not good or pages[0] < slots.reserved or pages[-1] >= slots.pages:
         raise HeadforceError(
             "HF-VERIFY-PLAN",
-            found=f"pages {slots.slot} (frame: page) in a region of {slots.pages}",
+            found=f"pages {slots.slot} (frame: page) in a region of {slots.pages}, {slots.reserved} of them for parts",
             needed=f"a page for every frame, and for frames {chunk.start} to {chunk.stop - 1} among them",
         )
 
@@ -80,17 +82,21 @@ def check_tables(pool: PagePool) -> None:
     assert plan is not None
     assert regions is not None
     rows = pool.shape.rows
+    # The largest piece of which frames and parts are all made.
+    of = {p.of for head in plan.heads for reading in head.readings for item in reading.parts for p in item.parts}
+    grain = rows // math.lcm(*of)
     layers, batch, heads = regions.base.shape
     for layer in range(layers):
-        found = _decoded(pool.reads[layer].tolist(), pool.runs[layer].tolist(), chunk, rows)
+        found = _decoded(pool.reads[layer].tolist(), pool.runs[layer].tolist(), chunk, rows, grain)
         written = pool.pages[layer].tolist()
         for b, head in np.ndindex(batch, heads):
-            slot = pool.stream.lane(layer, head, b).slots.slot
-            base = int(regions.base[layer, b, head])
+            lane = pool.stream.lane(layer, head, b)
+            slot, base = lane.slots.slot, int(regions.base[layer, b, head])
             current = [base + slot[frame] for frame in chunk.queries]
             _expect(layer, head, "pages written", written[b * heads + head], current)
-            place = {frame: base + page for frame, page in slot.items()}
-            _check_keys(found, plan.of(layer, head, b), place, chunk, (layer, b, head))
+            place = {frame: (base + page) * rows for frame, page in slot.items()}
+            parts = {content: (base * content[2] + at) * (rows // content[2]) for content, at in lane.where().items()}
+            _check_keys(found, plan.of(layer, head, b), (place, parts), chunk, (layer, b, head), (rows, grain))
         _expect(layer, 0, "reads of no query", list(found), [])
 
 
@@ -99,52 +105,60 @@ def check_operands(
 ) -> None:
     """HF-VERIFY-PLAN if a plan over a cache that the model keeps is not what the oracle says, or its tables not the
     plan. `held` are the past frames in front of the chunk."""
-    place = {frame: i for i, frame in enumerate((*held, *plan.chunk.queries))}
+    place = {frame: i * rows for i, frame in enumerate((*held, *plan.chunk.queries))}
     reads, runs = arrays
     batch = 1 + int(reads[..., 0].max())
     for layer in range(policy.layers):
-        found = _decoded(reads[layer].tolist(), runs[layer].tolist(), plan.chunk, rows)
+        found = _decoded(reads[layer].tolist(), runs[layer].tolist(), plan.chunk, rows, rows)
         for head in range(policy.heads):
             try:
                 _check_readings(policy.rules[layer][head], plan.of(layer, head), plan.chunk, held, None)
             except HeadforceError as error:
                 raise error.at(f"layer {layer}, head {head}") from None
             for b in range(batch):
-                _check_keys(found, plan.of(layer, head), place, plan.chunk, (layer, b, head))
+                _check_keys(found, plan.of(layer, head), (place, {}), plan.chunk, (layer, b, head), (rows, rows))
         _expect(layer, 0, "reads of no query", list(found), [])
 
 
-Decoded = dict[tuple[int, int, int], list[tuple[float, int]]]
-"""(batch row, head, query frame) -> (place, shift) of every frame that the tables name."""
+Decoded = dict[tuple[int, int, int], list[tuple[int, int]]]
+"""(batch row, head, query frame) -> (first row, shift) of every piece of `grain` rows that the tables name."""
 
 
-def _decoded(reads: list[list[int]], runs: list[list[int]], chunk: Chunk, rows: int) -> Decoded:
+def _decoded(reads: list[list[int]], runs: list[list[int]], chunk: Chunk, rows: int, grain: int) -> Decoded:
     found: Decoded = {}
     for b, head, query_row, query_rows, first, count, *_ in reads:
-        # Rows that are not whole frames come out as places that there are not.
-        keys = [
-            (row / rows + i, shift)
-            for row, length, shift in runs[first : first + count]
-            for i in range(-(-length // rows))
-        ]
-        if query_row % rows or query_rows % rows:
-            keys.append((-1, 0))
+        its_runs = runs[first : first + count]
+        keys = [(row + i, shift) for row, length, shift in its_runs for i in range(0, length, grain)]
+        if any(length % grain for _, length, _ in its_runs) or query_row % rows or query_rows % rows:
+            keys.append((-1, 0))  # rows that are not whole pieces come out as a place that there is not
         for query in range(query_row // rows, (query_row + query_rows) // rows):
             found.setdefault((b, head, chunk.start + query), []).extend(keys)
     return found
 
 
 def _check_keys(
-    found: Decoded, plan: HeadPlan, place: Mapping[int, int], chunk: Chunk, where: tuple[int, int, int]
+    found: Decoded,
+    plan: HeadPlan,
+    place: tuple[Mapping[int, int], Mapping[Content, int]],
+    chunk: Chunk,
+    where: tuple[int, int, int],
+    sizes: tuple[int, int],
 ) -> None:
-    """Takes what the tables say of one head out of `found` and compares it with its plan."""
-    layer, b, head = where
-    current = [(place[frame], 0) for frame in chunk.queries]
+    """Takes what the tables say of one head out of `found` and compares it with its plan.
+
+    `place` are the first rows of frames and of parts, `sizes` the rows of a frame and of a piece.
+    """
+    (layer, b, head), (rows, grain) = where, sizes
     for reading in plan.readings:
-        wanted = [(place[int(frame)], int(shift)) for frame, shift in reading.frames] + current
+        read = [(place[0][int(frame)], rows, int(shift)) for frame, shift in reading.frames]
+        read += [(place[0][frame], rows, 0) for frame in chunk.queries if plan.reads_chunk]
+        for item in reading.parts:
+            for part, position in zip(item.parts, item.positions, strict=True):
+                read.append((place[1][part.content], rows // part.of, position - part.at))
+        wanted = [(row + i, shift) for row, length, shift in read for i in range(0, length, grain)]
         for query in reading.queries:
             keys = found.pop((b, head, query), [])
-            _expect(layer, head, f"(place, shift) of query frame {query}", sorted(keys), sorted(wanted))
+            _expect(layer, head, f"(row, shift) of query frame {query}", sorted(keys), sorted(wanted))
 
 
 def _expect(layer: int, head: int, what: str, found: Sequence[object], wanted: Sequence[object]) -> None:

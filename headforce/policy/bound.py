@@ -40,7 +40,11 @@ class HeadRule:
 
     def at(self, chunk: Chunk) -> Rule:
         """The rule in force for `chunk`."""
-        return self.warmup if self.warmup is not None and chunk.index < self.warmup_chunks else self.rule
+        return self.rule if self.warmup is None or self.rules_at(chunk) else self.warmup
+
+    def rules_at(self, chunk: Chunk) -> bool:
+        """Whether `rule` is in force for `chunk`, and not the warm-up."""
+        return self.warmup is None or chunk.index >= self.warmup_chunks
 
     def read(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> tuple[Item, ...]:
         """What query frame `query` reads besides its chunk."""
@@ -52,7 +56,7 @@ class HeadRule:
         Later chunks may have any size: frames are kept that only a chunk of one frame would still reach. A warm-up
         rule that depends on the query is followed as if the warm-up went on.
         """
-        if self.warmup is None or chunk.index >= self.warmup_chunks:
+        if self.warmup is None or self.rules_at(chunk):
             return self.rule.live(chunk, held)
         waiting = self.warmup_chunks - chunk.index - 1
         first = Chunk(self.warmup_chunks, chunk.stop + waiting, 1)
@@ -63,12 +67,22 @@ class HeadRule:
     def reserve(self, committed: int, longest: int) -> int:
         """Frames that stores may hold in the worst case after `committed` frames in chunks of at most `longest`."""
         s, n = sympy.Integer(committed), sympy.Integer(longest)
-        return int(sum(term.op.bound(s, n) for term in self.rule.stateful))
+        return int(sum(term.op.bound(s, n) for term in self.rule.stateful if not term.op.paged))
+
+    @property
+    def pages(self) -> int:
+        """Pages for the parts that stores keep, which are there from the beginning."""
+        return self.rule.pages
+
+    @cached_property
+    def most_parts(self) -> int:
+        """Most parts that a query reads."""
+        return sum(term.op.most_parts for term in self.rule.paged)
 
     def most(self, chunk: Chunk, longest: int) -> int:
         """Most frames held while `chunk` runs, whatever the stores hold, if no chunk was longer than `longest`."""
         size = len(self.live(chunk))
-        if not self.rule.stateful:
+        if len(self.rule.stateful) == len(self.rule.paged):
             return size
         early = len(self.warmup.live(chunk)) if self.warmup and chunk.index < self.warmup_chunks else 0
         ever = early + int(self.rule.bound(sympy.Integer(chunk.start), sympy.Integer(longest)))
@@ -81,7 +95,8 @@ LOOK_AHEAD = 4096
 
 @dataclass(frozen=True)
 class Capacity:
-    """Frames one head must have room for: `peak` at any time, `steady` after the warm-up."""
+    """Pages one head must have room for, those of frames and those of parts: `peak` at any time, `steady` after the
+    warm-up."""
 
     peak: int
     steady: int
@@ -135,7 +150,7 @@ class BoundPolicy:
         peak = steady = longest = 0
         for chunk in chunks:
             self.check_horizon(chunk)
-            size = self.need(rule, chunk, longest)
+            size = self.need(rule, chunk, longest) + rule.pages
             longest = max(longest, chunk.frames)
             peak = max(peak, size)
             if chunk.index >= rule.warmup_chunks:
@@ -162,7 +177,7 @@ class BoundPolicy:
             yield chunk
 
     def room(self, rule: HeadRule, first: Chunk, longest: int = 0) -> int:
-        """Most frames that a head with `rule` holds in a stream that goes on from `first` in chunks of its size.
+        """Most pages that a head with `rule` takes in a stream that goes on from `first` in chunks of its size.
 
         `longest` is the length of the longest chunk before. Exact within `LOOK_AHEAD` chunks; a rule whose need may
         still grow behind them gets the room of its symbolic bound.
@@ -175,16 +190,18 @@ class BoundPolicy:
             if chunk.index >= rule.warmup_chunks and size >= min(ever):
                 break
             if i >= LOOK_AHEAD + rule.warmup_chunks:
-                return max(size, min(ever))
-        return size
+                return max(size, min(ever)) + rule.pages
+        return size + rule.pages
 
 
-def bind(policy: Policy, layers: int, heads: int, native: Rule | None) -> BoundPolicy:
+def bind(policy: Policy, layers: int, heads: int, native: Rule | None, tokens: int | None) -> BoundPolicy:
     """See `Policy.bind`."""
     _check_shape(policy, layers, heads)
 
     def resolve(op: Op) -> Op:
-        return Native(native) if isinstance(op, Native) and native is not None else op
+        if isinstance(op, Native) and native is not None:
+            return Native(native)
+        return op if tokens is None else op.resolved(tokens)
 
     def resolved(rule: Rule) -> Rule:
         if native is None and any(isinstance(term.op, Native) for term in rule.terms):

@@ -23,10 +23,16 @@ class FrameSet:
     @staticmethod
     def of(frames: Iterable[int]) -> FrameSet:
         """The set of the given frames; a negative one is a ValueError."""
-        bits = 0
-        for frame in frames:
-            bits |= 1 << frame
-        return FrameSet(bits)
+        listed = list(frames)
+        if not listed:
+            return EMPTY
+        if min(listed) < 0:
+            raise ValueError(f"frame {min(listed)}")
+        # Segments of frames may be many thousands: one buffer instead of a number for each of them.
+        buffer = bytearray(max(listed) // 8 + 1)
+        for frame in listed:
+            buffer[frame >> 3] |= 1 << (frame & 7)
+        return FrameSet(int.from_bytes(buffer, "little"))
 
     @staticmethod
     def interval(start: int, stop: int) -> FrameSet:
@@ -63,11 +69,11 @@ class FrameSet:
 
     def __iter__(self) -> Iterator[int]:
         """The frames in rising order."""
-        bits = self.bits
-        while bits:
-            low = bits & -bits
-            yield low.bit_length() - 1
-            bits ^= low
+        digits = bin(self.bits)[:1:-1]
+        frame = digits.find("1")
+        while frame >= 0:
+            yield frame
+            frame = digits.find("1", frame + 1)
 
     def __len__(self) -> int:
         return self.bits.bit_count()
@@ -83,12 +89,13 @@ class FrameSet:
         """The `count` largest frames (all of them if there are fewer)."""
         if len(self) <= count:
             return self
-        kept, rest = 0, self.bits
+        if not count:
+            return EMPTY
+        digits, place = bin(self.bits), 1
         for _ in range(count):
-            top = 1 << (rest.bit_length() - 1)
-            kept |= top
-            rest ^= top
-        return FrameSet(kept)
+            place = digits.find("1", place + 1)
+        least = len(digits) - 1 - place
+        return FrameSet(self.bits >> least << least)
 
     def intervals(self) -> Iterator[tuple[int, int]]:
         """The maximal intervals [start, stop) in rising order."""

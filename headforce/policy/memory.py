@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..errors import HeadforceError
 from .chunk import Chunk
 from .frameset import EMPTY, FrameSet
+from .node import fold, live_of
 from .op import Op
 
 if TYPE_CHECKING:
@@ -38,10 +39,24 @@ class StoreOp(Op):
     slots: int
     evict: str
     stateful: ClassVar[bool] = True
+    scope: str = "head"
 
     def units(self, arrived: FrameSet) -> tuple[FrameSet, ...]:
         """The candidates for writing among the frames that arrived, oldest first."""
         raise NotImplementedError
+
+    def offered(
+        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, ruling: bool
+    ) -> tuple[Write, ...]:
+        """What is written when these frames arrive. `ruling` is false at a commit of the warm-up."""
+        writes: list[Write] = []
+        for unit in self.units(arrived - _union(held)):
+            novel, least_novel = decide.novel(store, held, unit)
+            if novel:
+                full = len(held) == self.slots
+                writes.append(Write(unit, (held[0] if self.evict == "fifo" else least_novel) if full else EMPTY))
+                held = self.after(held, (writes[-1],))
+        return tuple(writes)
 
     def after(self, held: tuple[FrameSet, ...], writes: tuple[Write, ...]) -> tuple[FrameSet, ...]:
         """The units held, in the order written, after the recorded `writes`; HF-DECISION if they cannot be."""
@@ -61,16 +76,58 @@ class StoreOp(Op):
         return 0
 
 
-Decide = Callable[[str, tuple[FrameSet, ...], FrameSet], "tuple[bool, FrameSet]"]
-"""(store, units held, candidate) -> (is it written?, which unit `least_novel` gives up when the store is full)."""
+class PagedStore(StoreOp):
+    """Base of stores that keep parts of frames, in `pages` pages of their own.
+
+    Units are sets of whole numbers, which `parts` says the meaning of. `live` are the committed frames of which parts
+    may yet be made. A subclass defines `pages`, `most_parts`, `parts` and `before`.
+    """
+
+    paged: ClassVar[bool] = True
+
+    def need_division(self, tokens: int, pieces: int) -> None:
+        """HF-SEGMENTS unless a frame of `tokens` tokens can be cut into `pieces` equal pieces."""
+        if tokens % pieces:
+            raise HeadforceError(
+                "HF-SEGMENTS",
+                found=f"{self}, which cuts {tokens} tokens of a frame into {pieces}",
+                needed=f"a divisor of {tokens}",
+            )
+
+    def before(self, held: FrameSet, frame: int) -> FrameSet:
+        """What of `held` was made of frames before `frame` alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Decisions that need keys.
+
+    Attributes:
+        novel: (store, units held, candidate) -> is it written, and which unit does `least_novel` give up when the
+            store is full?
+        choose: (store, candidates, count) -> the `count` candidates that a selection keeps.
+    """
+
+    novel: Callable[[str, tuple[FrameSet, ...], FrameSet], tuple[bool, FrameSet]]
+    choose: Callable[[str, FrameSet, int], FrameSet]
+
 
 Record = dict[tuple[str, int], tuple[Write, ...]]
 """Writes of one head by (store, frames committed after the commit)."""
 
 
-def always_novel(store: str, held: tuple[FrameSet, ...], candidate: FrameSet) -> tuple[bool, FrameSet]:
-    """Writes every candidate over the oldest unit: the busiest a store can be. For plans made without a model."""
+def _always_novel(store: str, held: tuple[FrameSet, ...], candidate: FrameSet) -> tuple[bool, FrameSet]:
     return True, held[0] if held else EMPTY
+
+
+def _newest(store: str, candidates: FrameSet, count: int) -> FrameSet:
+    return candidates.newest(count)
+
+
+BUSIEST = Decide(_always_novel, _newest)
+"""Writes every candidate over the oldest unit, the busiest a store can be, and selects the newest. For plans made
+without a model."""
 
 
 @dataclass
@@ -82,20 +139,28 @@ class HeadMemory:
     record: Record = field(default_factory=dict)
     committed: int = 0
     """Frames that were history when the stores were as they are; the record may go on behind."""
+    amended: bool = False
+    """True for the memory of a rewrite, whose stores are not what the record says of that time."""
 
     @property
     def held(self) -> dict[str, FrameSet]:
         """The frames held by each store."""
         return {name: _union(units) for name, units in self.stores.items()}
 
-    def commit(self, before: Chunk, after: Chunk, decide: Decide) -> None:
-        """Makes frames before.start..after.start-1 history and offers the candidates among them to every store."""
+    def commit(self, before: Chunk, after: Chunk, decide: Decide, *, ruling: bool = True) -> None:
+        """Makes frames before.start..after.start-1 history and offers the candidates among them to every store.
+
+        `ruling` is false as long as `before` is a chunk of the warm-up, under which another rule was in force.
+        """
         gone: dict[str, FrameSet] = {}
         pending = list(self.rule.stateful)
         while pending:
             # A store that is fed by another one waits for it; `Rule.checked` has excluded circles.
             term = next(t for t in pending if all(t.op.feeds_from != other.store for other in pending))
-            gone[term.store] = self._offer(term, self._arrived(term, before, after, gone), after.start, decide)
+            arrived = self._arrived(term, before, after, gone)
+            if term.op.paged and term.op.feeds_from:
+                arrived -= self._whole(after)
+            gone[term.store] = self._offer(term, arrived, after.start, decide, ruling)
             pending.remove(term)
         self.committed = after.start
 
@@ -104,7 +169,7 @@ class HeadMemory:
 
         A pass may begin between two commits: that nothing was decided there becomes part of the new memory's record.
         """
-        onward = self.committed <= committed
+        onward = self.committed <= committed and not self.amended
         stores, since = (dict(self.stores), self.committed) if onward else ({}, 0)
         if since < committed:
             for (store, when), writes in sorted(self.record.items(), key=lambda entry: entry[0][1]):
@@ -112,6 +177,26 @@ class HeadMemory:
                     stores[store] = self._op(store).after(stores.get(store, ()), writes)
         empty: Record = {(term.store, committed): () for term in self.rule.stateful} if committed else {}
         return HeadMemory(self.rule, stores, {**empty, **self.record}, committed)
+
+    def rewriting(self, frame: int) -> HeadMemory:
+        """The memory of a pass that makes frames from `frame` on anew: parts made of frames before it stay, as they
+        are; of stores of whole frames the pass reads what they held then."""
+        then = self.at(frame)
+        then.amended = bool(self.rule.paged)
+        for term in self.rule.paged:
+            op = self._op(term.store)
+            assert isinstance(op, PagedStore)
+            left = op.before(_union(self.stores.get(term.store, ())), frame)
+            then.stores[term.store] = (left,) if left else ()
+        return then
+
+    def explained(self) -> Record:
+        """The record of how the stores came to be as they are, for whoever replays it up to `committed`."""
+        paged = {term.store for term in self.rule.paged}
+        record = {key: writes for key, writes in self.record.items() if key[0] not in paged}
+        for store in paged if self.committed else ():
+            record[store, self.committed] = tuple(Write(unit) for unit in self.stores.get(store, ()))
+        return record
 
     def forget_after(self, committed: int) -> None:
         """Drops what was decided when more than `committed` frames were history: those frames are gone."""
@@ -132,20 +217,17 @@ class HeadMemory:
         # A frame that passes a window by in a single commit has been let go of by it too.
         return (feeder.op.live(before) | new) - feeder.op.live(after)
 
-    def _offer(self, term: Term, arrived: FrameSet, committed: int, decide: Decide) -> FrameSet:
+    def _whole(self, after: Chunk) -> FrameSet:
+        """The frames that the rule goes on reading as a whole, of which a part would be read twice."""
+        return fold(self.rule.node, lambda term: EMPTY if term.op.paged else live_of(term, after, self.held))
+
+    def _offer(self, term: Term, arrived: FrameSet, committed: int, decide: Decide, ruling: bool) -> FrameSet:
         """Offers what arrived to one store; the frames that the store lets go of."""
-        op = term.op
-        assert isinstance(op, StoreOp)
+        op = self._op(term.store)
         held = self.stores.get(term.store, ())
-        writes: list[Write] = []
-        for unit in op.units(arrived - _union(held)):
-            novel, least_novel = decide(term.store, held, unit)
-            if novel:
-                full = len(held) == op.slots
-                writes.append(Write(unit, (held[0] if op.evict == "fifo" else least_novel) if full else EMPTY))
-                held = op.after(held, (writes[-1],))
-        self.stores[term.store] = held
-        self.record[term.store, committed] = tuple(writes)
+        writes = op.offered(term.store, held, arrived, decide, ruling)
+        held = self.stores[term.store] = op.after(held, writes)
+        self.record[term.store, committed] = writes
         return _union(tuple(write.replaced for write in writes)) - _union(held)
 
 

@@ -9,6 +9,7 @@ from ..errors import HeadforceError
 from .chunk import Chunk
 from .frameset import EMPTY, FrameSet
 from .op import Op, is_name
+from .parts import Part
 from .positions import KEEP, PositionMap
 
 Held = Mapping[str, FrameSet]
@@ -74,13 +75,15 @@ def terms_of(node: Node) -> Iterator[Term]:
 
 
 def frames_of(term: Term, chunk: Chunk, query: int, held: Held) -> FrameSet:
-    """The frames that one operator gives a query frame."""
+    """The whole frames that one operator gives a query frame; none where it gives parts."""
+    if term.op.paged:
+        return EMPTY
     return held.get(term.store, EMPTY) if term.op.stateful else term.op.frames(chunk, query)
 
 
 def live_of(term: Term, chunk: Chunk, held: Held) -> FrameSet:
-    """The frames below chunk.start that one operator can still give."""
-    return held.get(term.store, EMPTY) if term.op.stateful else term.op.live(chunk)
+    """The frames below chunk.start that one operator can still give, or still needs for its parts."""
+    return held.get(term.store, EMPTY) if term.op.stateful and not term.op.paged else term.op.live(chunk)
 
 
 def fold(node: Node, leaf: Callable[[Term], FrameSet]) -> FrameSet:
@@ -110,3 +113,21 @@ def pieces_of(node: Node, chunk: Chunk, query: int, held: Held) -> Iterator[tupl
             for other in others:
                 frames &= other
             yield term, frames
+
+
+def parts_of(node: Node, chunk: Chunk, query: int, held: Held) -> Iterator[tuple[Term, Part]]:
+    """The parts that stores with pages of their own give a query frame.
+
+    An intersection gives the parts of its first operand whose frames all the others hold.
+    """
+    if isinstance(node, Term):
+        if node.op.paged:
+            yield from ((node, part) for part in node.op.parts(held.get(node.store, EMPTY)))
+    elif isinstance(node, Union):
+        for operand in node.parts:
+            yield from parts_of(operand, chunk, query, held)
+    else:
+        others = [fold(operand, lambda term: frames_of(term, chunk, query, held)) for operand in node.parts[1:]]
+        for term, part in parts_of(node.parts[0], chunk, query, held):
+            if all(frame in other for other in others for frame in part.frames):
+                yield term, part

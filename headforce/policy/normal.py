@@ -8,7 +8,7 @@ freedom has a unique result: take, again and again, the least operand that nothi
 
 from __future__ import annotations
 
-from .node import Intersection, Node, Term, Union
+from .node import Intersection, Node, Term, Union, terms_of
 from .positions import PositionMap
 
 
@@ -26,14 +26,18 @@ def normalise(node: Node) -> Node:
     for part in parts:
         if _empty(part):
             return part
-    # The first operand gives the positions; the others only filter.
-    fixed = 0 if len(set().union(*map(_maps, parts))) == 1 else 1
+    # The first operand gives the positions, or the parts; the others only filter.
+    fixed = 0 if len(set().union(*map(_maps, parts))) == 1 and not _paged(parts[0]) else 1
     parts = parts[:fixed] + sorted(parts[fixed:], key=str)
     return parts[0] if len(parts) == 1 else Intersection(tuple(parts))
 
 
 def _empty(node: Node) -> bool:
     return isinstance(node, Term) and node.op.name == "drop"
+
+
+def _paged(node: Node) -> bool:
+    return any(term.op.paged for term in terms_of(node))
 
 
 def _maps(node: Node) -> set[PositionMap]:

@@ -21,6 +21,7 @@ from .frameset import FrameSet
 if TYPE_CHECKING:
     import sympy
 
+    from .parts import Part
     from .positions import PositionMap
     from .rule import Rule
 
@@ -60,13 +61,18 @@ class Op(Composable):
       frames (unless the operator is unbounded).
 
     `by_query` is true when query frames of one chunk read different frames. A `stateful` operator's frames depend on
-    recorded decisions instead; it derives from `memory.StoreOp`.
+    recorded decisions instead; it derives from `memory.StoreOp`, or from `memory.PagedStore` if it keeps parts of
+    frames. A head whose rule is an operator without `reads_chunk` does not even read its own chunk.
     """
 
     name: ClassVar[str]
     stateful: ClassVar[bool] = False
+    paged: ClassVar[bool] = False
+    reads_chunk: ClassVar[bool] = True
     feeds_from: str = ""
     """Stateful operators: the name of the operator whose evicted frames are the candidates."""
+    scope: str = "every"
+    """Stateful operators: among which heads the store is one and the same, see `rule.SCOPES`."""
     nested: ClassVar[dict[str, type]] = {}
     """Helpers that may stand as an argument, by name: `novel(0.9)` in `episodic`."""
 
@@ -95,6 +101,24 @@ class Op(Composable):
 
     def repeats(self) -> int:
         return 1
+
+    @property
+    def pages(self) -> int:
+        """Pages that the operator needs for parts of frames, besides those of whole frames."""
+        return 0
+
+    @property
+    def most_parts(self) -> int:
+        """Most parts of frames that it can hold."""
+        return 0
+
+    def parts(self, held: FrameSet) -> tuple[Part, ...]:
+        """The parts that the units in `held` stand for, and where each of them lies."""
+        return ()
+
+    def resolved(self, tokens: int) -> Op:
+        """The operator for frames of `tokens` tokens; HF-SEGMENTS if it cannot cut them."""
+        return self
 
     def as_rule(self) -> Rule:
         from .node import Term

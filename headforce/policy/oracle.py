@@ -11,25 +11,74 @@ from typing import TYPE_CHECKING
 
 from ..errors import HeadforceError
 from .chunk import Chunk
+from .frameset import FrameSet
 from .node import Intersection, Node, Term, Union
 from .rule import Rule
 
 if TYPE_CHECKING:
     from .memory import Record
+    from .parts import Part
     from .policy import Warmup
 
 
-def interpret(rule: Rule, chunk: Chunk, query: int, stores: dict[str, set[int]] | None = None) -> dict[int, int]:
-    """What `query` reads besides its chunk: frame -> position. `stores` is what each stateful operator holds."""
+Stores = dict[str, set[int]]
+"""What each stateful operator of a head holds."""
+
+Key = tuple[str, tuple[int, ...], int, int]
+"""A part that is read: (store, the frames it was made of, which segment of a frame, of how many)."""
+
+
+def interpret(rule: Rule, chunk: Chunk, query: int, stores: Stores | None = None) -> dict[int, int]:
+    """The whole frames that `query` reads besides its chunk: frame -> position."""
     positions = _interpret(rule.node, chunk, query, stores or {})
-    if rule.contiguous:
-        kept = sorted(positions)
-        return {frame: chunk.start - len(kept) + place for place, frame in enumerate(kept)}
-    return positions
+    place = _laid(rule, chunk, query, stores or {})
+    return {frame: place[frame] for frame in positions} if rule.contiguous else positions
+
+
+def interpret_parts(rule: Rule, chunk: Chunk, query: int, stores: Stores) -> dict[Key, int]:
+    """The parts of frames that `query` reads: what they are -> position."""
+    place = _laid(rule, chunk, query, stores)
+    return {
+        (term.store, part.frames, part.index, part.of): place[part.at]
+        if rule.contiguous
+        else term.map.position(part.at, query)
+        for term, part in _parts(rule, chunk, query, stores)
+    }
+
+
+def _laid(rule: Rule, chunk: Chunk, query: int, stores: Stores) -> dict[int, int]:
+    """The positions of everything read, laid in order in front of the chunk."""
+    kept = {*_interpret(rule.node, chunk, query, stores), *(p.at for _, p in _parts(rule, chunk, query, stores))}
+    return {frame: chunk.start - len(kept) + i for i, frame in enumerate(sorted(kept))}
+
+
+def _parts(rule: Rule, chunk: Chunk, query: int, stores: Stores) -> list[tuple[Term, Part]]:
+    """No part of a frame that is read whole, none that an operator behind `&` lacks, and none twice."""
+    whole = set(_interpret(rule.node, chunk, query, stores))
+    found: list[tuple[Term, Part]] = []
+    for term, filters in _paged(rule.node):
+        allowed = [set(_interpret(node, chunk, query, stores)) for node in filters]
+        for part in term.op.parts(FrameSet.of(stores.get(term.store, set()))):
+            frames = set(part.frames)
+            twice = any(part.content == other.content for _, other in found)
+            if not twice and not frames & whole and all(frames <= those for those in allowed):
+                found.append((term, part))
+    return found
+
+
+def _paged(node: Node, filters: tuple[Node, ...] = ()) -> list[tuple[Term, tuple[Node, ...]]]:
+    """The terms that give parts, from left to right, and what stands behind `&` after each."""
+    if isinstance(node, Term):
+        return [(node, filters)] if node.op.paged else []
+    if isinstance(node, Union):
+        return [found for part in node.parts for found in _paged(part, filters)]
+    return _paged(node.parts[0], (*filters, *node.parts[1:]))
 
 
 def _interpret(node: Node, chunk: Chunk, query: int, stores: dict[str, set[int]]) -> dict[int, int]:
     if isinstance(node, Term):
+        if node.op.paged:
+            return {}
         frames = stores.get(node.store, set()) if node.op.stateful else node.op.materialize(chunk, query)
         return {frame: node.map.position(frame, query) for frame in frames}
     parts = [_interpret(part, chunk, query, stores) for part in node.parts]
@@ -43,9 +92,9 @@ def _interpret(node: Node, chunk: Chunk, query: int, stores: dict[str, set[int]]
     return {frame: position for frame, position in parts[0].items() if all(frame in part for part in parts[1:])}
 
 
-def replay(rule: Rule, record: Record, committed: int) -> dict[str, set[int]]:
+def replay(rule: Rule, record: Record, committed: int) -> Stores:
     """What each store holds once `committed` frames are history, from the record alone."""
-    stores: dict[str, set[int]] = {}
+    stores: Stores = {}
     for term in rule.stateful:
         held: set[int] = set()
         for (store, when), writes in sorted(record.items(), key=lambda entry: entry[0][1]):
@@ -68,9 +117,17 @@ def rule_of(rule: Rule, warmup: Warmup | None, chunk: Chunk) -> Rule:
 
 
 def read(rule: Rule, warmup: Warmup | None, chunk: Chunk, query: int, record: Record | None = None) -> dict[int, int]:
-    """What query frame `query` of a head with `rule` reads besides its chunk: frame -> position."""
+    """The whole frames that query frame `query` of a head with `rule` reads besides its chunk: frame -> position."""
     now = rule_of(rule, warmup, chunk)
     return interpret(now, chunk, query, replay(now, record or {}, chunk.start) if now.stateful else None)
+
+
+def read_parts(
+    rule: Rule, warmup: Warmup | None, chunk: Chunk, query: int, record: Record | None = None
+) -> dict[Key, int]:
+    """The parts of frames that it reads besides: what they are -> position."""
+    now = rule_of(rule, warmup, chunk)
+    return interpret_parts(now, chunk, query, replay(now, record or {}, chunk.start)) if now.stateful else {}
 
 
 def live(rule: Rule, warmup: Warmup | None, chunks: Sequence[Chunk], at: int) -> set[int]:

@@ -121,15 +121,16 @@ class Policy:
         """True when layers differ, so that a layer has to be told from another."""
         return bool(self._meaning[1])
 
-    def bind(self, *, layers: int, heads: int, native: Rule | None = None) -> BoundPolicy:
-        """The policy for a model of `layers` x `heads` whose own rule is `native`.
+    def bind(self, *, layers: int, heads: int, native: Rule | None = None, tokens: int | None = None) -> BoundPolicy:
+        """The policy for a model of `layers` x `heads` with `tokens` tokens in a frame, whose own rule is `native`.
 
         Raises HF-POLICY-SHAPE for a layer or head that the model lacks, HF-NATIVE if `native()` is used and not
-        given, HF-UNBOUNDED for a rule that grows without end and no `horizon`.
+        given, HF-UNBOUNDED for a rule that grows without end and no `horizon`, HF-SEGMENTS for rules that cut frames
+        into pieces which do not come out even.
         """
         from .bound import bind
 
-        return bind(self, layers, heads, native)
+        return bind(self, layers, heads, native, tokens)
 
     # --- equality -----------------------------------------------------------------------------------------------
 

@@ -17,8 +17,22 @@ from typing import TYPE_CHECKING
 from ..errors import HeadforceError
 from .chunk import Chunk
 from .frameset import EMPTY, FrameSet
-from .node import NOTHING_HELD, Held, Intersection, Node, Term, Union, fold, frames_of, live_of, pieces_of, terms_of
+from .node import (
+    NOTHING_HELD,
+    Held,
+    Intersection,
+    Node,
+    Term,
+    Union,
+    fold,
+    frames_of,
+    live_of,
+    parts_of,
+    pieces_of,
+    terms_of,
+)
 from .op import Composable, Op
+from .parts import Part
 from .positions import CONTIGUOUS, KEEP, PositionMap, contiguous_position
 
 if TYPE_CHECKING:
@@ -32,6 +46,31 @@ class Item:
     kind: str
     frames: tuple[int, ...]
     positions: tuple[int, ...]
+
+    @property
+    def stand(self) -> tuple[int, ...]:
+        """The frames at whose indices the keys stand in their pages."""
+        return self.frames
+
+
+@dataclass(frozen=True)
+class PartItem:
+    """Parts that a query reads out of the pages of the store `store`, in the order of their positions."""
+
+    kind: str
+    store: str
+    parts: tuple[Part, ...]
+    positions: tuple[int, ...]
+
+    @property
+    def stand(self) -> tuple[int, ...]:
+        """The frames at whose indices the keys stand in their pages."""
+        return tuple(part.at for part in self.parts)
+
+
+SCOPES = ("head", "layer", "model", "every")
+"""Among which heads a store is one and the same: none but the head itself, the heads of its layer that have the rule,
+those of the whole model, or those of every video besides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +136,12 @@ class Rule(Composable):
         return Rule(walk(self.node), self.contiguous)
 
     def checked(self) -> Rule:
-        """The rule itself, once it is known to be whole: HF-RULE-FORM if stores lack a name or a source."""
+        """The rule itself, once it is known to be whole: HF-RULE-FORM if stores lack a name or a source, or if an
+        operator stands where it has no meaning."""
+        if not self.reads_chunk and self.node != self.terms[0]:
+            found = f"{self.node}, where one operator reads nothing at all"
+            raise HeadforceError("HF-RULE-FORM", found=found, needed="such an operator alone")
+        _check_filters(self.node)
         names = [term.store for term in self.terms]
         feeders = {term.store: term.op.feeds_from for term in self.stateful}
         for term in self.stateful:
@@ -106,6 +150,10 @@ class Rule(Composable):
                     found = f"{names.count(name) or 'no'} operators called {name!r}, which {term} refers to"
                     hint = "Give an operator a name of its own with `as`: window(4) as recent."
                     raise HeadforceError("HF-RULE-FORM", found=found, needed="exactly one", hint=hint)
+            for feeder in self.terms:
+                if feeder.op.paged and feeder.store == term.op.feeds_from:
+                    found = f"{term}, fed by {feeder}, which keeps parts of frames"
+                    raise HeadforceError("HF-RULE-FORM", found=found, needed="an operator that lets whole frames go")
             chain = [term.store]
             while feeders.get(chain[-1]):
                 chain.append(feeders[chain[-1]])
@@ -131,6 +179,26 @@ class Rule(Composable):
         """The terms whose evicted frames are candidates for a store. Their frames are held even if none is read."""
         names = {term.op.feeds_from for term in self.stateful}
         return tuple(term for term in self.terms if term.store in names)
+
+    @cached_property
+    def paged(self) -> tuple[Term, ...]:
+        """The terms that keep parts of frames in pages of their own."""
+        return tuple(term for term in self.terms if term.op.paged)
+
+    @cached_property
+    def pages(self) -> int:
+        """Pages that stores need for parts, besides those of the frames that are held."""
+        return sum(term.op.pages for term in self.paged)
+
+    @cached_property
+    def scope(self) -> str:
+        """Among which heads all stores of the rule are one and the same, see `SCOPES`."""
+        return min((term.op.scope for term in self.stateful), key=SCOPES.index, default="every")
+
+    @property
+    def reads_chunk(self) -> bool:
+        """False for heads that read nothing, whose output is zero."""
+        return all(term.op.reads_chunk for term in self.terms)
 
     @property
     def index_only(self) -> bool:
@@ -174,11 +242,38 @@ class Rule(Composable):
                 Item(term.op.name, tuple(frames), tuple(term.map.position(f, query) for f in frames))
                 for term, frames in pieces
             )
-        everything = EMPTY
-        for _, frames in pieces:
-            everything |= frames
-        place = {f: contiguous_position(i, len(everything), chunk.start) for i, f in enumerate(everything)}
+        place = self._laid(chunk, query, held)
         return tuple(Item(term.op.name, tuple(frames), tuple(place[f] for f in frames)) for term, frames in pieces)
+
+    def read_parts(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> tuple[PartItem, ...]:
+        """The parts that query frame `query` reads besides whole frames, store by store.
+
+        A part is left out where the rule reads one of its frames whole, or an operator before it the same part.
+        """
+        if not self.paged:
+            return ()
+        place = self._laid(chunk, query, held) if self.contiguous else {}
+        items = []
+        for term, parts in self._parts(chunk, query, held):
+            positions = (place[p.at] if self.contiguous else term.map.position(p.at, query) for p in parts)
+            items.append(PartItem(term.op.name, term.store, parts, tuple(positions)))
+        return tuple(items)
+
+    def _parts(self, chunk: Chunk, query: int, held: Held) -> list[tuple[Term, tuple[Part, ...]]]:
+        whole, seen = self.frames(chunk, query, held), set()
+        found: dict[Term, list[Part]] = {}
+        for term, part in parts_of(self.node, chunk, query, held):
+            if part.content not in seen and not any(frame in whole for frame in part.frames):
+                found.setdefault(term, []).append(part)
+                seen.add(part.content)
+        return [(term, tuple(sorted(parts))) for term, parts in found.items()]
+
+    def _laid(self, chunk: Chunk, query: int, held: Held) -> dict[int, int]:
+        """The position of every frame, of those too at which parts stand, when they are laid without gaps."""
+        everything = self.frames(chunk, query, held)
+        for _, parts in self._parts(chunk, query, held) if self.paged else ():
+            everything |= FrameSet.of(part.at for part in parts)
+        return {f: contiguous_position(i, len(everything), chunk.start) for i, f in enumerate(everything)}
 
     def frames(self, chunk: Chunk, query: int, held: Held = NOTHING_HELD) -> FrameSet:
         """The frames that query frame `query` of `chunk` reads besides the chunk."""
@@ -235,3 +330,17 @@ class Rule(Composable):
 
     def __repr__(self) -> str:
         return f"Rule({str(self)!r})"
+
+
+def _check_filters(node: Node) -> None:
+    """HF-RULE-FORM for a store with pages of its own behind an `&`: it has no whole frames to keep others by."""
+    if isinstance(node, Term):
+        return
+    if isinstance(node, Intersection):
+        for term in (term for part in node.parts[1:] for term in terms_of(part)):
+            if term.op.paged:
+                raise HeadforceError(
+                    "HF-RULE-FORM", found=f"{term} behind & in {node}", needed="it in front: what filters holds frames"
+                )
+    for part in node.parts:
+        _check_filters(part)

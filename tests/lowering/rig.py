@@ -26,8 +26,9 @@ class PoisonedPool(PagePool):
         super().update()
         free = torch.ones(len(self.k), dtype=torch.bool)
         for (layer, row, head), base in np.ndenumerate(self.regions.base):
-            slot = self.stream.lane(layer, head, row).slots.slot
-            free[[int(base) + page for frame, page in slot.items() if frame < self.stream.history]] = False
+            lane = self.stream.lane(layer, head, row)
+            free[[int(base) + page for frame, page in lane.slots.slot.items() if frame < self.stream.history]] = False
+            free[int(base) : int(base) + lane.slots.reserved] = False
         self.k[free], self.v[free] = torch.nan, torch.nan
 
 
@@ -127,23 +128,37 @@ class Rig:
             for head in range(self.policy.heads):
                 for i, frame in enumerate(chunk.queries):
                     rows = slice(i * t, (i + 1) * t)
-                    key, value = self._read(layer, batch, head, frame, dtype)
-                    out[batch, rows, head] = attend(q[batch, rows, head].to(dtype), key, value, self.scale)
+                    read = self._read(layer, batch, head, frame, dtype)
+                    out[batch, rows, head] = (
+                        attend(q[batch, rows, head].to(dtype), *read, self.scale) if read is not None else 0
+                    )
         return out
 
     def _read(self, layer, batch, head, query, dtype):
         chunk, rule = self.stream.chunk, self.policy.rules[layer][head]
         memory = self.stream.lane(layer, head, batch).memory
         warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup else None
-        reads = oracle.read(rule.rule, warmup, chunk, query, memory.record if memory else None)
-        reads.update({frame: frame for frame in chunk.queries})
-        keys, values = [], []
-        for frame, position in sorted(reads.items()):
-            k, v = self.written[layer, frame]
-            angle = (position - frame) * self.theta
-            keys.append(turned(k[batch, :, head].to(dtype), angle, self.first_pair, self.style))
-            values.append(v[batch, :, head].to(dtype))
-        return torch.cat(keys), torch.cat(values)
+        record = memory.explained() if memory else None
+        reads = oracle.read(rule.rule, warmup, chunk, query, record)
+        reads.update({frame: frame for frame in chunk.queries if rule.at(chunk).reads_chunk})
+        rows = [
+            (*self._frame(layer, batch, head, frame), position - frame) for frame, position in sorted(reads.items())
+        ]
+        for (store, *content), position in sorted(oracle.read_parts(rule.rule, warmup, chunk, query, record).items()):
+            k, v, at = self._part((layer, batch, head), store, content)
+            rows.append((k, v, position - at))
+        if not rows:
+            return None
+        keys = [turned(k.to(dtype), shift * self.theta, self.first_pair, self.style) for k, _, shift in rows]
+        return torch.cat(keys), torch.cat([v.to(dtype) for _, v, _ in rows])
+
+    def _frame(self, layer, batch, head, frame):
+        """Keys as they were written, and values, [T, D]."""
+        return tuple(x[batch, :, head] for x in self.written[layer, frame])
+
+    def _part(self, cell, store, content):
+        """Keys and values of a part of a store, and the frame at which its keys stand."""
+        raise NotImplementedError
 
     def _random(self, width):
         shape = (self.batch, self.stream.chunk.frames * self.tokens, self.policy.heads, width)

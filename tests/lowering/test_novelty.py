@@ -12,11 +12,13 @@ from hypothesis import assume, given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.novelty import _cosines, _least_novel, novelty
+from headforce.lowering.state.decider import decider
+from headforce.lowering.state.episodic import _cosines, _least_novel
+from headforce.lowering.state.turning import Turning
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, HeadMemory, Policy, StoreOp, parse_rule, policy_op
-from headforce.testing.strategies import rules
+from headforce.testing.strategies import novel_by, rules
 
 from .rig import DOUBLE, Rig, turned
 
@@ -58,7 +60,7 @@ class Scenes:
 
     def begin(self, start, frames):
         rig = self.rig
-        event = rig.begin(start, frames, novelty(rig.pool, rig.theta, 0, rig.style))
+        event = rig.begin(start, frames, decider(rig.pool, Turning(rig.theta, 0, rig.style)))
         check_plan(rig.stream)
         check_tables(rig.pool)
         for layer in range(LAYERS):
@@ -85,7 +87,7 @@ def brute_force(scenes, layer, head):
         pairs = [frame_similarity(f, g) for f in a for g in b]
         return sum(pairs) / len(pairs)
 
-    def decide(store, held, candidate):
+    def novel(store, held, candidate):
         if not held:
             return True, FrameSet()
         term = next(term for term in scenes.rule.stateful if term.store == store)
@@ -95,7 +97,7 @@ def brute_force(scenes, layer, head):
         assume(all(a == b or abs(a - b) > MARGIN for a, b in itertools.combinations(set(alike), 2)))
         return nearest < term.op.write.threshold, held[alike.index(max(alike))]
 
-    return decide
+    return novel_by(novel)
 
 
 # --- planted novelty --------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def test_without_undoing_time_a_scene_would_look_new():
     rig = scenes.rig
     for start in range(0, 12, 3):
         scenes.begin(start, 3)
-    rig.stream.begin(12, 3, novelty(rig.pool, torch.zeros(0, dtype=DOUBLE), 0, rig.style))
+    rig.stream.begin(12, 3, decider(rig.pool, Turning(torch.zeros(0, dtype=DOUBLE), 0, rig.style)))
     assert scenes.held()[0] == "0"
     assert len(scenes.held()) > 1
 
@@ -186,7 +188,7 @@ def test_similarities_of_half_precision_keys_are_computed_in_float32():
     times, theta = torch.tensor([3, 4, 7, 40]), torch.tensor([0.7, 0.3], dtype=DOUBLE)
     raw = [turned(k.to(DOUBLE), -t * theta, 1, SPLIT_HALF).flatten() for k, t in zip(keys, times, strict=True)]
     unit = torch.stack([key / key.norm() for key in raw])
-    found = _cosines(keys, times, theta, 1, SPLIT_HALF)
+    found = _cosines(keys, times, Turning(theta, 1, SPLIT_HALF))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.to(DOUBLE), unit @ unit.mT, rtol=0, atol=1e-6)
 
@@ -196,7 +198,7 @@ def test_similarities_of_half_precision_keys_are_computed_in_float32():
 
 @settings(max_examples=30)
 @given(
-    rules(stores=True, most=3).filter(lambda rule: rule.stateful),
+    rules(stores=True, most=3, parts=False).filter(lambda rule: rule.stateful),
     st.lists(st.integers(0, 3), min_size=40, max_size=40),
     st.lists(st.integers(1, 4), min_size=2, max_size=8),
     st.floats(0.3, 2),
@@ -300,7 +302,7 @@ def test_the_host_waits_once_for_all_heads(monkeypatch):
             torch.Tensor, name, lambda t, *a, real=real, name=name: (waits.append(name), real(t, *a))[1]
         )
     rig = scenes.rig
-    rig.stream.begin(6, 3, novelty(rig.pool, rig.theta, 0, rig.style))
+    rig.stream.begin(6, 3, decider(rig.pool, Turning(rig.theta, 0, rig.style)))
     monkeypatch.undo()
     assert waits == ["tolist"]
     assert len(scenes.held()) == 4

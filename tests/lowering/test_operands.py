@@ -186,6 +186,13 @@ def test_what_a_full_cache_holds(frames, more, sink):
         chunk = chunk.then(frames)
 
 
+def test_reach_looks_until_every_sink_is_left_behind():
+    bound = Policy({"a": parse_rule("lag(4)")}, "a").bind(layers=1, heads=1)
+    check_reach(bound, Chunk(0, 0, 1), 5)
+    with pytest.raises(HeadforceError, match="HF-EVICTED"):
+        check_reach(bound, Chunk(0, 0, 1), 4)  # a sink of 3 frames serves it up to frame 6
+
+
 @settings(max_examples=60)
 @given(policies(1, 2, horizon=60), st.integers(1, 3), st.integers(1, 12))
 def test_reach_refuses_what_no_stream_can_serve(policy, frames, more):

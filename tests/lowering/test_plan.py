@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from headforce.errors import HeadforceError
 from headforce.lowering.plan import Planner
 from headforce.policy import Chunk, HeadMemory, Policy, Schedule, Warmup, oracle, parse_rule
-from headforce.testing.strategies import decisions, policies, schedules
+from headforce.testing.strategies import decisions, novel_by, policies, schedules
 
 NATIVE = parse_rule("sink(1) | span(7)")
 
@@ -140,7 +140,9 @@ def test_heads_with_state_share_a_plan_while_they_hold_the_same():
     bound = bound_policy("episodic(2)", heads=3)
     memories = {(0, 0, head): HeadMemory(bound.rules[0][head].rule) for head in range(3)}
     for (*_, head), memory in memories.items():
-        memory.commit(Chunk(0, 0, 3), Chunk(1, 3, 3), lambda store, held, unit, head=head: (head < 2, held[:1]))
+        memory.commit(
+            Chunk(0, 0, 3), Chunk(1, 3, 3), novel_by(lambda store, held, unit, head=head: (head < 2, held[:1]))
+        )
     assert Planner(bound).plan(Chunk(1, 3, 3), memories).which.tolist() == [[[0, 0, 1]]]
 
 

@@ -11,7 +11,7 @@ from headforce.lowering.pool import PagePool, PageShape
 from headforce.lowering.stream import Event, Stream
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, Policy, parse_rule
-from headforce.testing.strategies import decide_by, policies
+from headforce.testing.strategies import decide_by, novel_by, policies
 
 from .rig import Rig
 
@@ -53,7 +53,7 @@ def test_tables_say_what_the_plan_says(policy, sizes, batch, canonical):
 
 
 @settings(max_examples=30)
-@given(policies(LAYERS, HEADS, horizon=60, stores=True), sizes, st.integers(0, 99), st.integers(1, 2))
+@given(policies(LAYERS, HEADS, horizon=60, stores=True, tokens=ROWS), sizes, st.integers(0, 99), st.integers(1, 2))
 def test_tables_of_rules_with_state(policy, sizes, seed, batch):
     pool, decide = pool_of(policy.bind(layers=LAYERS, heads=HEADS, native=NATIVE), batch), decide_by(seed)
     start = 0
@@ -192,7 +192,7 @@ def test_each_video_of_a_batch_has_stores_of_its_own():
 
     def by_row(lane):
         # The first video writes every frame, the second none.
-        return lambda store, held, unit: (lane.first[1] == 0, held[0] if held else FrameSet())
+        return novel_by(lambda store, held, unit: (lane.first[1] == 0, held[0] if held else FrameSet()))
 
     for start in (0, 3, 6):
         begin(pool, start, 3, by_row)

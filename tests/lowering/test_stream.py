@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from headforce.errors import HeadforceError
 from headforce.lowering.clock import Clock, Event
-from headforce.lowering.novelty import _compared
+from headforce.lowering.state.episodic import _compared
 from headforce.lowering.stream import Stream
 from headforce.lowering.verify import check_plan
-from headforce.policy import Chunk, FrameSet, Policy, Warmup, oracle, parse_rule
-from headforce.testing.strategies import decide_by, policies, rules
+from headforce.policy import Chunk, Decide, FrameSet, Policy, Warmup, oracle, parse_rule
+from headforce.testing.strategies import decide_by, novel_by, policies, rules
 
 NATIVE = parse_rule("sink(1) | span(7)")
 LAYERS, HEADS = 2, 2
@@ -76,11 +76,11 @@ class World:
         """Decides at random; every unit has keys in pages of the pass before, or it could not be compared."""
         compared = set(_compared(self.stream, lane))
 
-        def decide(store, held, unit):
+        def novel(store, held, unit):
             assert {frame for frames in (*held, unit) for frame in frames} <= compared <= set(lane.slots.slot)
-            return self.decide(store, held, unit)
+            return self.decide.novel(store, held, unit)
 
-        return decide
+        return Decide(novel, self.decide.choose)
 
     def state(self):
         stream = self.stream
@@ -345,7 +345,7 @@ def test_going_on_behind_a_rewrite_where_frames_are_gone_is_refused():
 
 def test_a_store_that_gave_up_a_unit_cannot_go_back_behind_it():
     world = World(bound_everywhere("episodic(2, write=novel(1))"))
-    world.decide = lambda store, held, unit: (True, FrameSet())
+    world.decide = novel_by(lambda store, held, unit: (True, FrameSet()))
     for start in (0, 1, 2, 3, 4):
         world.begin(start, 1)
     assert world.begin(2, 1) == "HF-FORGOTTEN"
@@ -354,7 +354,7 @@ def test_a_store_that_gave_up_a_unit_cannot_go_back_behind_it():
 
 def test_a_rewrite_reads_the_store_as_it_was_and_leaves_it_as_it_is():
     world = World(bound_everywhere("episodic(4, write=novel(1))"))
-    world.decide = lambda store, held, unit: (True, FrameSet())
+    world.decide = novel_by(lambda store, held, unit: (True, FrameSet()))
     for start in (0, 1, 2, 3):
         world.begin(start, 1)
     assert world.begin(2, 1) is Event.REWRITE
@@ -392,7 +392,7 @@ def test_a_stream_that_begins_anew_has_room_for_its_warmup():
 
 def test_a_store_may_still_hold_a_chunk_longer_than_those_of_now():
     world = World(bound_everywhere("window(3) | episodic(4, unit=chunk)", horizon=12))
-    world.decide = lambda store, held, unit: (len(held) < 4, FrameSet())
+    world.decide = novel_by(lambda store, held, unit: (len(held) < 4, FrameSet()))
     world.begin(0, 5)
     for start in range(5, 12):
         assert world.begin(start, 1) is Event.ADVANCE
@@ -401,7 +401,7 @@ def test_a_store_may_still_hold_a_chunk_longer_than_those_of_now():
 
 def test_a_rewrite_is_refused_if_frames_that_a_store_may_be_offered_are_gone():
     world = World(bound_everywhere("window(4) as recent & sink(1) | episodic(2, source=evicted(recent))"))
-    world.decide = lambda store, held, unit: (False, FrameSet())
+    world.decide = novel_by(lambda store, held, unit: (False, FrameSet()))
     for start in range(9):
         world.begin(start, 1)
     assert world.begin(5, 3) == "HF-FORGOTTEN"
@@ -441,7 +441,7 @@ def test_the_last_chunk_before_a_rewrite_is_offered_to_the_stores():
     asked = []
 
     def decider(lane):
-        return lambda store, held, unit: (asked.append(str(unit)) or True, FrameSet())
+        return novel_by(lambda store, held, unit: (asked.append(str(unit)) or True, FrameSet()))
 
     stream = stream_of("episodic(9, write=novel(1))")
     for start in (0, 3, 0 + 1, 6):
@@ -454,7 +454,7 @@ def test_frames_of_a_discarded_rewrite_are_offered_again():
     asked = []
 
     def decider(lane):
-        return lambda store, held, unit: (asked.append(str(unit)) or False, FrameSet())
+        return novel_by(lambda store, held, unit: (asked.append(str(unit)) or False, FrameSet()))
 
     stream = stream_of("episodic(9)")
     for start, frames in ((0, 3), (3, 3), (6, 3), (3, 3), (4, 1), (5, 1)):

@@ -10,7 +10,7 @@ from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, turn
 from headforce.lowering.targets import find_target, load_targets
 from headforce.policy import Policy, parse_rule
-from headforce.testing.strategies import policies
+from headforce.testing.strategies import novel_by, policies
 
 from .rig import Rig, check, mixed, turned
 
@@ -153,7 +153,7 @@ def test_heads_with_state_that_hold_the_same_are_one_call(calls):
     rig = Rig(policy.bind(layers=1, heads=4))
     for start in range(0, 12, 3):
         calls.clear()
-        rig.run(start, 3, lambda lane: lambda store, held, unit: (not held, unit))
+        rig.run(start, 3, lambda lane: novel_by(lambda store, held, unit: (not held, unit)))
         assert len(calls) == 1
 
 

@@ -26,7 +26,7 @@ import torch
 from torch.fx import Node
 
 from ..normal_form import Cursor
-from ..site import CacheForm, Factor
+from ..site import CacheForm, Factor, PlaceTable
 
 KINDS = ("attention", "mask", "exclude", "cache", "rope")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -115,6 +115,7 @@ class Rotation:
     temporal_columns: tuple[int, int] | None
     tables: tuple[Node, ...]
     compute_dtype: torch.dtype
+    places: tuple[PlaceTable, ...] = ()
     factors: tuple[Factor, ...] = field(default=(), compare=False)
 
 

@@ -35,6 +35,7 @@ from ..rope_factors import factors_of
 from ..rope_lanes import behind_writes, lane_of, split_lanes, terms_of
 from ..rope_table import Leaf, broadcast, leaves
 from ..selection import select
+from ..site import PlaceTable
 from ..symbolic import quotient
 from .base import Rotation, recognizer
 
@@ -224,16 +225,38 @@ def _rotation(view: GraphView, kind: str, raw: Cursor, cos: object, sin: object,
     others = [leaf.row for leaf in cos if leaf.row is not None and leaf is not time]
     width = next((row.size for row in others if row.stride == 1), None)
     height = next((row.size for row in others if row.stride == width), None)
+    whole = len(others) == 2 and None not in (height, width)
     return replace(
         rotation,
         start=time.start,
         frames=sympy.S.One if time.row is None else time.row.size,
         tokens_per_frame=total if time.row is None else time.row.stride,
-        grid=(height, width) if len(others) == 2 and None not in (height, width) else None,
+        grid=(height, width) if whole else None,
+        places=_places(cos, sin, time, stride) if whole else (),
         temporal=(first, first + int(time.count)),
         temporal_columns=(int(time.column[0]), int(time.column[0] + time.column[1])),
         tables=_tables([time], [s for s in sin if s.key() == time.key()]),
     )
+
+
+def _places(cos: Sequence[Leaf], sin: Sequence[Leaf], time: Leaf, stride: int) -> tuple[PlaceTable, ...]:
+    """The parts that turn with the place in the frame; none where their rows do not begin with the table."""
+    found = []
+    for leaf, other in zip(cos, sin, strict=True):
+        if leaf is time:
+            continue
+        if leaf.row is None or leaf.start != 0:
+            return ()
+        first, column = int(leaf.first) // stride, int(leaf.column[0])
+        found.append(
+            PlaceTable(
+                "width" if leaf.row.stride == 1 else "height",
+                (first, first + int(leaf.count)),
+                (column, column + int(leaf.column[1])),
+                _tables([leaf], [other]),
+            )
+        )
+    return tuple(found)
 
 
 def _time(view: GraphView, parts: Sequence[Leaf], total: sympy.Expr) -> Leaf | None:

@@ -7,27 +7,29 @@ head with state, and one copy to the host for all of them together. Everything a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import HeadforceError
-from ..kernels.rotation import turn
-from ..policy import FrameSet
-from ..policy.memory import Decide
-from ..policy.ops.episodic import Episodic
-from .plan import Cell
-from .pool import PagePool
-from .stream import Decider, Lane, Stream
+from ...errors import HeadforceError
+from ...policy import FrameSet
+from ...policy.ops.episodic import Episodic
+from ..plan import Cell
+from ..pool import PagePool
+from ..stream import Lane, Stream
+from .turning import Turning
+
+Novel = Callable[[str, tuple[FrameSet, ...], FrameSet], tuple[bool, FrameSet]]
+"""See `Decide.novel`."""
 
 Similarity = dict[tuple[int, int], float]
 """(frame, frame) -> cosine similarity of their keys in one head, from -1 to 1; the lower frame first."""
 
 
-def novelty(pool: PagePool, theta: Tensor, first_pair: int, style: str) -> Decider:
-    """Decides for the next commit of the pool's stream; to be given to its `begin`, and made anew for every call.
+def novelty(pool: PagePool, turning: Turning) -> Callable[[Lane], Novel]:
+    """What is novel at the next commit of the pool's stream, see `Decide.novel`; to be made anew for every commit.
 
     Frames are compared by the cosine of their raw keys: all tokens of a frame in one head as one vector, in float32.
     The similarity of two units is the mean over all pairs of a frame of the one and a frame of the other. A candidate
@@ -36,28 +38,26 @@ def novelty(pool: PagePool, theta: Tensor, first_pair: int, style: str) -> Decid
     largest; of several, the oldest.
 
     Args:
-        pool: pages with the keys of the last pass, each turned by its own frame.
-        theta: [P] radians that each temporal pair turns in one frame; empty takes keys as they are stored.
-        first_pair, style: which pairs those are, see `kernels.rotation.turn`.
+        pool: pages with the keys of the last pass, each turned by its own frame. turning: how. Without known RoPE keys
+            are compared as they are stored.
 
     Nothing is computed before the stream asks. Raises HF-DECISION for a store that is not `episodic`.
     """
     similarities: dict[Cell, Similarity] = {}
 
-    def decider(lane: Lane) -> Decide:
-        if not similarities:
-            similarities.update(_similarities(pool, theta, first_pair, style))
-        similarity = similarities[lane.first]
-
-        def decide(store: str, held: tuple[FrameSet, ...], candidate: FrameSet) -> tuple[bool, FrameSet]:
+    def of_lane(lane: Lane) -> Novel:
+        def novel(store: str, held: tuple[FrameSet, ...], candidate: FrameSet) -> tuple[bool, FrameSet]:
             if not held:
                 return True, FrameSet()
+            if not similarities:
+                similarities.update(_similarities(pool, turning))
+            similarity = similarities[lane.first]
             nearest = max(_between(similarity, unit, candidate) for unit in held)
             return nearest < _threshold(lane, store), _least_novel(similarity, held, candidate)
 
-        return decide
+        return novel
 
-    return decider
+    return of_lane
 
 
 def _threshold(lane: Lane, store: str) -> float:
@@ -79,10 +79,10 @@ def _least_novel(similarity: Similarity, held: Sequence[FrameSet], candidate: Fr
     return max(held, key=redundancy)  # the first of equals, and units are held oldest first
 
 
-def _similarities(pool: PagePool, theta: Tensor, first_pair: int, style: str) -> dict[Cell, Similarity]:
+def _similarities(pool: PagePool, turning: Turning) -> dict[Cell, Similarity]:
     """The similarities of each head with state."""
     assert pool.regions is not None
-    lanes = [lane for lane in pool.stream.lanes if lane.memory is not None]
+    lanes = [lane for lane in pool.stream.lanes if any(not term.op.paged for term in lane.rule.rule.stateful)]
     frames = [_compared(pool.stream, lane) for lane in lanes]
     pages = [
         int(pool.regions.base[lane.first]) + lane.slots.slot[frame]
@@ -93,9 +93,8 @@ def _similarities(pool: PagePool, theta: Tensor, first_pair: int, style: str) ->
     device, counts = pool.k.device, [len(its_frames) for its_frames in frames]
     # Nothing waits for these copies; what comes back below is the one time that the host waits for the device.
     places = torch.tensor([pages, times]).to(device, non_blocking=True)
-    rates = theta.to(device, torch.float64, non_blocking=True)
     matrices = [
-        _cosines(pool.k.index_select(0, page), time, rates, first_pair, style).flatten()
+        _cosines(pool.k.index_select(0, page), time, turning).flatten()
         for page, time in zip(*(row.split(counts) for row in places), strict=True)
     ]
     numbers = iter(torch.cat(matrices).tolist())
@@ -115,10 +114,9 @@ def _compared(stream: Stream, lane: Lane) -> list[int]:
     return list(held & (lane.rule.rule.weighed(chunk, lane.held) | FrameSet.interval(chunk.start, chunk.stop)))
 
 
-def _cosines(keys: Tensor, frames: Tensor, theta: Tensor, first_pair: int, style: str) -> Tensor:
+def _cosines(keys: Tensor, frames: Tensor, turning: Turning) -> Tensor:
     """[n, n]: the cosine similarities of n pages [n, T, D] whose keys were turned by `frames` [n]."""
     # Only time is turned back: at one place in the frame the spatial rotation of any two keys is the same, and a
     # rotation of both leaves their inner product as it is.
-    raw = turn(keys.to(torch.float32), -frames[:, None, None] * theta, first_pair, style)
-    unit = F.normalize(raw.flatten(1), dim=1)
+    unit = F.normalize(turning.moved(keys, -frames).flatten(1), dim=1)
     return unit @ unit.mT

@@ -1,0 +1,23 @@
+"""Who decides what stores write: each question goes to the file of its operator."""
+
+from __future__ import annotations
+
+from ...policy import Decide
+from ..pool import PagePool
+from ..stream import Decider, Lane
+from .episodic import novelty
+from .select import selection
+from .turning import Turning
+
+
+def decider(pool: PagePool, turning: Turning) -> Decider:
+    """Decides for the next commit of the pool's stream; to be given to its `begin`, and made anew for every call.
+
+    Nothing is computed before the stream asks, and the host waits for the device once for each kind of store.
+    """
+    novel, choose = novelty(pool, turning), selection(pool, turning)
+
+    def of_lane(lane: Lane) -> Decide:
+        return Decide(novel(lane), choose(lane))
+
+    return of_lane

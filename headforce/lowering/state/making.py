@@ -1,0 +1,94 @@
+"""Making the parts that stores keep: the registry of makers, and what runs them before a pass.
+
+A maker is one function in the file of its operator: from rows of whole frames, or of parts that the store has already,
+it makes the rows of new parts. Its plain torch form is its meaning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...errors import HeadforceError
+from ...policy import Part
+from ..pool import PagePool
+from ..stream import Making
+from .rows import Rows
+from .turning import Turning
+
+ENTRY_POINTS = "headforce.makers"
+
+Maker = Callable[[Rows, Any, Sequence[Part], Turning], tuple[Tensor, Tensor]]
+"""(rows of C heads, the operator, n parts, how keys are turned) -> keys [C, n, T / of, D] and values [C, n, T / of, Dv]
+as they are stored."""
+
+AT_ONCE = 2**28
+"""Bytes of whole frames, in float32, that are worked on at a time."""
+
+_MAKERS: dict[str, Maker] = {}
+_F = TypeVar("_F", bound=Maker)
+
+
+def maker(name: str) -> Callable[[_F], _F]:
+    """Decorator: registers the maker of the operator called `name`."""
+
+    def register(function: _F) -> _F:
+        _MAKERS[name] = function
+        return function
+
+    return register
+
+
+def load_makers() -> dict[str, Maker]:
+    """All makers by the name of their operator, those of installed plugins included."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    return dict(sorted(_MAKERS.items()))
+
+
+def find_maker(name: str) -> Maker:
+    """The maker of an operator; HF-DECISION if nobody registered one."""
+    if name not in _MAKERS:
+        known = load_makers()
+        if name not in known:
+            raise HeadforceError(
+                "HF-DECISION", found=f"no maker for the parts of {name}()", needed="one of " + ", ".join(known)
+            )
+    return _MAKERS[name]
+
+
+def make_parts(pool: PagePool, turning: Turning) -> None:
+    """Makes what the pool's stream wants made; to be called before its tables are uploaded and a pass writes pages.
+
+    The last pass of the history must still be in its pages. Raises HF-ROPE where a part is made of raw keys and it is
+    not known how keys were turned; nothing has changed then.
+    """
+    while pool.stream.making:
+        _make(pool, turning, pool.stream.making[0])
+        del pool.stream.making[0]
+
+
+def _make(pool: PagePool, turning: Turning, making: Making) -> None:
+    assert pool.regions is not None
+    lane = pool.stream.lanes[making.lane]
+    first, of = lane.store_page[making.term.store], making.parts[0].of
+    old = {part.content: first * part.of + part.place for part in making.old}
+    base = torch.from_numpy(pool.regions.base[pool.stream.lane_of == making.lane]).to(pool.k.device)
+    frames = {frame for part in making.parts for frame in part.frames}
+    step = max(1, AT_ONCE // (len(frames) * pool.k[0].numel() * 4))
+    make = find_maker(making.term.op.name)
+    for some in base.split(step):
+        rows = Rows(pool.k, pool.v, some, making.page, old)
+        k, v = make(rows, making.term.op, making.parts, turning)
+        places = [first * of + part.place for part in making.parts]
+        rows.put(pool.k, places, of, k)
+        rows.put(pool.v, places, of, v)

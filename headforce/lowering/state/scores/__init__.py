@@ -1,0 +1,1 @@
+"""Scores, a file for each."""

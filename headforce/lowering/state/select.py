@@ -1,0 +1,175 @@
+"""What a selection keeps: scores of all candidates at once, and one copy to the host for all heads together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import HeadforceError
+from ...policy import FrameSet, Part
+from ...policy.node import Term
+from ...policy.ops.select import Select
+from ..plan import Cell
+from ..pool import PagePool
+from ..stream import Lane, Stream
+from .making import maker
+from .rows import Rows
+from .score import Score, Segments, find_score
+from .turning import Turning
+
+Choose = Callable[[str, FrameSet, int], FrameSet]
+"""See `Decide.choose`."""
+
+Scores = dict[int, float]
+"""Segment (frame * segments + number) -> score."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Heads that decide together in one store, and what they may have to compare.
+
+    Attributes:
+        cells: the heads. segments: the candidates that there may be, in order: all that arrive and all that are held.
+    """
+
+    op: Select
+    cells: tuple[Cell, ...]
+    segments: tuple[int, ...]
+
+
+def selection(pool: PagePool, turning: Turning) -> Callable[[Lane], Choose]:
+    """What selections choose at the next commit of the pool's stream, see `Decide.choose`; to be made anew for every
+    commit.
+
+    Candidates are scored in float32. Of equal ones the first is better. Raises HF-SCORE for a candidate that the score
+    says nothing about, and HF-ROPE for a score on raw keys where it is not known how keys were turned.
+    """
+    scores: dict[_Group, Scores] = {}
+
+    def of_lane(lane: Lane) -> Choose:
+        def choose(store: str, candidates: FrameSet, count: int) -> FrameSet:
+            if not scores:
+                groups = [_group(pool.stream, lane, term) for lane, term in _selections(pool.stream)]
+                scores.update(_scored(pool, turning, list(dict.fromkeys(groups))))
+            term = next(term for term in lane.rule.rule.paged if term.store == store)
+            group = _group(pool.stream, lane, term)
+            return best(scores[group], candidates, count, find_score(group.op.score))
+
+        return choose
+
+    return of_lane
+
+
+def best(scores: Scores, candidates: FrameSet, count: int, by: Score) -> FrameSet:
+    """The `count` best of `candidates`; of equal ones the first."""
+    sign = 1.0 if by.best == "lowest" else -1.0
+    unscored = [s for s in candidates if math.isnan(scores.get(s, math.nan))]
+    if unscored:
+        raise HeadforceError(
+            "HF-SCORE",
+            found=f"segments {unscored[:4]}, about which {by.name} says nothing",
+            needed="candidates with a frame behind them, and keys that are numbers"
+            if by.following
+            else "keys that are numbers",
+        )
+    return FrameSet.of(sorted(candidates, key=lambda s: sign * scores[s])[:count])
+
+
+def _selections(stream: Stream) -> Iterator[tuple[Lane, Term]]:
+    for lane in stream.lanes:
+        for term in lane.rule.rule.paged:
+            if isinstance(term.op, Select):
+                yield lane, term
+
+
+def _group(stream: Stream, lane: Lane, term: Term) -> _Group:
+    op, chunk = term.op, stream.chunk
+    assert isinstance(op, Select)
+    assert chunk is not None
+    arriving = FrameSet.interval(chunk.start, chunk.stop)
+    feeder = next(other for other in lane.rule.rule.terms if other.store == op.feeds_from)
+    held = lane.held.get(feeder.store, FrameSet()) if feeder.op.stateful else feeder.op.live(chunk)
+    (segments,) = op.units((held | arriving) & lane.slots.held) or (FrameSet(),)
+    if op.pool == "all":
+        segments |= lane.held.get(term.store, FrameSet())
+    return _Group(op, _deciding(stream, lane, op), tuple(segments))
+
+
+def _deciding(stream: Stream, lane: Lane, op: Select) -> tuple[Cell, ...]:
+    """The heads whose keys are looked at: the head itself, those of its layer, or of the first layer with the rule."""
+    layer, row, _ = lane.first
+    if op.scope == "head":
+        return (lane.first,)
+    of_layer = range(layer + 1) if op.scope == "model" else range(layer, layer + 1)
+    for number in of_layer:
+        rules = stream.policy.rules[number]
+        heads = [h for h in range(stream.policy.heads) if rules[h].text == lane.rule.text]
+        if heads:
+            return tuple((number, row, h) for h in heads)
+    raise AssertionError("the lane's own layer has its rule")
+
+
+def _scored(pool: PagePool, turning: Turning, groups: list[_Group]) -> dict[_Group, Scores]:
+    """The scores of all groups; the host waits once."""
+    alike: dict[tuple[Select, int, tuple[int, ...]], list[_Group]] = {}
+    for group in groups:
+        alike.setdefault((group.op, len(group.cells), group.segments), []).append(group)
+    numbers: list[Tensor] = []
+    order: list[_Group] = []
+    for (op, _, segments), members in alike.items():
+        by = find_score(op.score)
+        for group in members:  # one after the other: the keys of all heads at once would be as large as the pool
+            found = by.function(_segments(pool, turning, group, by)) if segments else torch.zeros(1, 0)
+            numbers.append(found.flatten().float().to(pool.k.device))
+            order.append(group)
+    values = iter(torch.cat(numbers).tolist())
+    return {group: {s: next(values) for s in group.segments} for group in order}
+
+
+def _segments(pool: PagePool, turning: Turning, group: _Group, by: Score) -> Segments:
+    """The candidates of one group as a score wants to see them."""
+    n = group.op.per_frame
+    parts = group.op.parts(FrameSet.of(group.segments))
+    last = max(max(pool.stream.lane(cell[0], cell[2], cell[1]).slots.slot) for cell in group.cells)
+
+    def keys(shift: Callable[[Part], int]) -> Tensor:
+        """[1, H, m, R, D]: the segments `shift` frames behind the candidates; NaN where they are not held."""
+        wanted = [Part(p.at + shift(p), (p.at + shift(p),), p.index, n, 0) for p in parts]
+        return torch.stack([_keys(pool, turning, cell, group.op, wanted, by) for cell in group.cells])[None]
+
+    return Segments(
+        keys(lambda part: 0),
+        keys(lambda part: 1) if by.following else None,
+        keys(lambda part: last - part.at) if by.newest else None,
+    )
+
+
+def _keys(pool: PagePool, turning: Turning, cell: Cell, op: Select, parts: Sequence[Part], by: Score) -> Tensor:
+    """[m, R, D]: the keys of segments in one head, in float32; NaN for those that it does not hold."""
+    assert pool.regions is not None
+    lane = pool.stream.lane(cell[0], cell[2], cell[1])
+    base = torch.tensor([pool.regions.base[cell]]).to(pool.k.device)
+    rows = Rows(pool.k, pool.v, base, lane.slots.slot, lane.where())
+    places = [rows.where(part) for part in parts]
+    keys = rows.take(pool.k, [0 if place is None else place for place in places], parts[0].of)[0].float()
+    if by.raw:
+        raw = [_raw(k, part, turning, f"the score {by.name}") for k, part in zip(keys, parts, strict=True)]
+        keys = torch.stack(raw)
+    missing = torch.tensor([place is None for place in places]).to(keys.device)
+    return keys.masked_fill(missing[:, None, None], torch.nan)
+
+
+def _raw(keys: Tensor, part: Part, turning: Turning, need: str) -> Tensor:
+    """The keys [R, D] of one segment as they were before RoPE."""
+    return turning.raw_rows(keys, part.at, part.index * len(keys), need)
+
+
+@maker("select")
+def copied(rows: Rows, op: Select, parts: Sequence[Part], turning: Turning) -> tuple[Tensor, Tensor]:
+    """The segments as they are, out of their frames or out of the store itself."""
+    places = [place for place in map(rows.where, parts) if place is not None]
+    return rows.take(rows.k, places, parts[0].of), rows.take(rows.v, places, parts[0].of)

@@ -1,0 +1,66 @@
+"""How the keys in the pages were rotated, and how that is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import HeadforceError
+from ...kernels.rotation import turn
+
+
+@dataclass(frozen=True)
+class Turning:
+    """The rotation of stored keys.
+
+    Attributes:
+        theta: float64 [Pt], radians that each temporal pair turns in one frame; empty where no RoPE is known.
+        first_pair: the first temporal pair. style: how pairs lie in the head dim, see `kernels.rotation.turn`.
+        places: float64 [T, D / 2], radians by which every pair turns for the place of a token in its frame, zero for
+            temporal pairs; None where that is not known.
+        grid: (height, width) of a frame in tokens; None where that is not known.
+    """
+
+    theta: Tensor
+    first_pair: int
+    style: str
+    places: Tensor | None = None
+    grid: tuple[int, int] | None = None
+
+    def moved(self, keys: Tensor, shifts: Tensor) -> Tensor:
+        """Keys [n, T, D] of n frames, in float32, each moved by its own number of frames [n]."""
+        angle = shifts[:, None, None] * self.theta.to(keys.device)
+        return turn(keys.to(torch.float32), angle, self.first_pair, self.style)
+
+    def raw(self, keys: Tensor, frames: Sequence[int], need: str) -> Tensor:
+        """Keys [..., n, T, D] of n frames as they were before RoPE, in float32 at least; HF-ROPE if nobody knows."""
+        return self._turned(keys, [-frame for frame in frames], -self._places(need))
+
+    def raw_rows(self, keys: Tensor, frame: int, row: int, need: str) -> Tensor:
+        """The same for keys [R, D] of one frame, from its row `row` on."""
+        return self._turned(keys[None], [-frame], -self._places(need)[row : row + len(keys)])[0]
+
+    def placed(self, keys: Tensor, frame: int, rows: Tensor, need: str) -> Tensor:
+        """Raw keys [..., R, D] as the model would store them at `frame`, each at the place of the token `rows` [R]."""
+        return self._turned(keys[..., None, :, :], [frame], self._places(need)[rows]).squeeze(-3)
+
+    def _places(self, need: str) -> Tensor:
+        if self.places is None:
+            raise HeadforceError(
+                "HF-ROPE",
+                found=f"{need}, and keys of which it is not known how they turn with their place in the frame",
+                needed="a RoPE table that is an input of the graph and shows rows and columns of a frame",
+            )
+        return self.places
+
+    def _turned(self, keys: Tensor, frames: Sequence[int], angles: Tensor) -> Tensor:
+        """Keys [..., n, R, D] turned by their frame [n] and by the angles of their place [R, D / 2]."""
+        total = angles.expand(len(frames), *angles.shape).clone()
+        last = self.first_pair + len(self.theta)
+        time = torch.tensor(frames, dtype=torch.float64)[:, None] * self.theta.to("cpu", torch.float64)
+        total[..., self.first_pair : last] += time[:, None]
+        compute = torch.promote_types(keys.dtype, torch.float32)
+        return turn(keys.to(compute), total.to(keys.device), 0, self.style)

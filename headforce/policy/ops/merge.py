@@ -1,0 +1,97 @@
+"""`merge(block, height, width, last)`: means over cells of several frames, made at commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+
+from ..chunk import Chunk
+from ..frameset import EMPTY, FrameSet
+from ..memory import Decide, PagedStore, Write
+from ..op import policy_op
+from ..parts import Part
+
+
+@policy_op("merge")
+@dataclass(frozen=True)
+class Merge(PagedStore):
+    """The newest `last` blocks of `block` frames each, of which every cell of `height` x `width` tokens became one row.
+
+    Blocks are counted from frame 0. Once all frames of a block are committed, the keys of each cell over all its frames
+    are averaged as they were before RoPE, and so are the values. The mean key stands at the middle frame of the block
+    (the earlier of two), in the first row and column of its cell (Pyramid Forcing's veil heads, arXiv 2605.13111).
+    """
+
+    block: int
+    height: int = 1
+    width: int = 1
+    last: int = 1
+
+    scope = "every"  # which blocks there are is a matter of frame numbers alone
+
+    def __post_init__(self) -> None:
+        self.need_count("block", "height", "width", "last")
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self.last
+
+    @property
+    def evict(self) -> str:  # type: ignore[override]
+        return "fifo"
+
+    @property
+    def cell(self) -> int:
+        """Tokens of a cell within one frame."""
+        return self.height * self.width
+
+    @property
+    def pages(self) -> int:
+        return -(-self.last // self.cell)
+
+    @property
+    def most_parts(self) -> int:
+        return self.last
+
+    def resolved(self, tokens: int) -> Merge:
+        self.need_division(tokens, self.cell)
+        return self
+
+    def units(self, arrived: FrameSet) -> tuple[FrameSet, ...]:
+        """The blocks whose last frame is among those that arrived."""
+        ends = (f + 1 for f in arrived if (f + 1) % self.block == 0)
+        return tuple(FrameSet.interval(end - self.block, end) for end in ends)[-self.last :]
+
+    def offered(
+        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, ruling: bool
+    ) -> tuple[Write, ...]:
+        writes: list[Write] = []
+        for unit in self.units(arrived):
+            writes.append(Write(unit, held[0] if len(held) == self.last else EMPTY))
+            held = self.after(held, (writes[-1],))
+        return tuple(writes)
+
+    def parts(self, held: FrameSet) -> tuple[Part, ...]:
+        blocks = sorted({f // self.block for f in held})
+        return tuple(self._part(block) for block in blocks)
+
+    def _part(self, block: int) -> Part:
+        frames = tuple(range(block * self.block, (block + 1) * self.block))
+        return Part((frames[0] + frames[-1]) // 2, frames, 0, self.cell, block % self.last)
+
+    def before(self, held: FrameSet, frame: int) -> FrameSet:
+        return held.below(frame - frame % self.block)
+
+    def live(self, chunk: Chunk) -> FrameSet:
+        # The block that is not complete yet: its mean needs all of its frames.
+        return FrameSet.interval(chunk.start - chunk.start % self.block, chunk.start)
+
+    def bound(self, s: sympy.Expr, n: sympy.Expr) -> sympy.Expr:
+        return sympy.Min(s, self.block - 1)
+
+    def settles(self) -> int:
+        return self.block
+
+    def repeats(self) -> int:
+        return self.block

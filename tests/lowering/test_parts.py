@@ -1,0 +1,382 @@
+"""Stores that keep parts of frames: what attention reads of them, against keys that were never paged nor copied."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from headforce.errors import HeadforceError
+from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
+from headforce.lowering.state.decider import decider
+from headforce.lowering.state.making import load_makers, make_parts
+from headforce.lowering.state.score import Segments, find_score, load_scores
+from headforce.lowering.state.turning import Turning
+from headforce.lowering.stream import Event
+from headforce.lowering.verify import check_plan, check_tables
+from headforce.policy import FrameSet, Policy, Warmup, load_ops, oracle, parse_rule
+
+from .rig import DOUBLE, Rig, turned
+
+HEIGHT, WIDTH, TIME, SPACE = 4, 6, 2, 2
+TOKENS = HEIGHT * WIDTH
+MARGIN = 1e-5
+
+
+class Parts(Rig):
+    """A rig whose frames are grids of tokens; parts are made by the program, and here from what was written."""
+
+    def __init__(self, rule, *, layers=2, heads=3, warmup=None, known=True, others=None, **kwargs):
+        rules = {"a": parse_rule(rule) if isinstance(rule, str) else rule, "b": parse_rule("sink(1) | window(2)")}
+        policy = Policy(rules, default="a", heads=others or {}, warmup=warmup, horizon=400)
+        bound = policy.bind(layers=layers, heads=heads, tokens=TOKENS)
+        super().__init__(bound, tokens=TOKENS, head_dim=2 * (TIME + SPACE), pairs=TIME, value_dim=3, **kwargs)
+        places = torch.zeros(TOKENS, TIME + SPACE, dtype=DOUBLE)
+        places[:, TIME] = 0.3 * (torch.arange(TOKENS) // WIDTH)
+        places[:, TIME + 1] = 0.2 * (torch.arange(TOKENS) % WIDTH)
+        self.places, self.made = places, {}
+        self.turning = Turning(self.theta, 0, self.style, *((places, (HEIGHT, WIDTH)) if known else ()))
+
+    def begin(self, start, frames, decide=None):
+        event = self.stream.begin(start, frames, decide or decider(self.pool, self.turning))
+        makings = list(self.stream.making)
+        make_parts(self.pool, self.turning)
+        for making in makings:
+            had = {part.content for part in making.old}
+            for part in (part for part in making.parts if part.content not in had):
+                for cell in self.stream.cells(self.stream.lanes[making.lane]):
+                    self.made[cell, making.term.store, part.content] = self._made(cell, making.term.op, part.content)
+        self.pool.update()
+        check_plan(self.stream)
+        check_tables(self.pool)
+        return event
+
+    def _part(self, cell, store, content):
+        return self.made[cell, store, tuple(content)]
+
+    def _made(self, cell, op, content):
+        """A part as the definitions say, out of what is written now."""
+        frames, index, of = content
+        if op.name == "select":
+            rows = slice(index * TOKENS // of, (index + 1) * TOKENS // of)
+            k, v = self._frame(*cell, frames[0])
+            return k[rows], v[rows], frames[0]
+        at = (frames[0] + frames[-1]) // 2
+        keys, values = [], []
+        for top in range(0, HEIGHT, op.height):
+            for left in range(0, WIDTH, op.width):
+                tokens = [y * WIDTH + x for y in range(top, top + op.height) for x in range(left, left + op.width)]
+                every = [(frame, token) for frame in frames for token in tokens]
+                k = sum(self.raw(cell, frame, token) for frame, token in every) / len(every)
+                keys.append(self.turn(k, at, top * WIDTH + left))
+                values.append(sum(self._frame(*cell, f)[1][t].to(DOUBLE) for f, t in every) / len(every))
+        return torch.stack(keys), torch.stack(values), at
+
+    def raw(self, cell, frame, token):
+        """The key before any rotation, [D] in float64."""
+        return self.turn(self._frame(*cell, frame)[0][token].to(DOUBLE), frame, token, -1)
+
+    def turn(self, key, frame, token, sign=1):
+        angle = self.places[token].clone()
+        angle[:TIME] += frame * self.theta
+        return turned(key[None], sign * angle, 0, self.style)[0]
+
+    def check(self, start, frames):
+        """One pass; what every layer computes is what the oracle and the plain definitions say."""
+        for layer, (query, out) in enumerate(self.run(start, frames)):
+            tolerance = 1e-9 if self.dtype == DOUBLE else 3e-5
+            torch.testing.assert_close(out.to(DOUBLE), self.expected(layer, query), rtol=0, atol=tolerance)
+
+    def selected(self, store="select", layer=0, head=0, row=0):
+        return list(self.stream.lane(layer, head, row).held.get(store, FrameSet()))
+
+
+def rollout(rule, chunks=5, **kwargs):
+    """A checked stream of chunks of 3 frames."""
+    rig = Parts(rule, **kwargs)
+    for start in range(0, 3 * chunks, 3):
+        rig.check(start, 3)
+    return rig
+
+
+SELECT = "sink(1) | select(1, segments=4, source=evicted(recent), scope=model) | window(1) as recent"
+MERGE = "sink(1)@collapse(9) | merge(4, height=2, width=2, last=3) & older(3) | window(1)"
+
+
+@settings(max_examples=8)
+@given(
+    st.sampled_from(
+        [
+            SELECT,
+            MERGE,
+            "select(2, segments=token, source=evicted(recent), scope=layer)@collapse(5) | window(2) as recent",
+            "(sink(1) | select(1, segments=3, source=evicted(recent)) | window(2) as recent)@contiguous",
+            "merge(2, height=1, width=3, last=2)@clamp(4) | merge(3, last=1) as whole | window(2)",
+            "(merge(2, height=4, width=1, last=2) | window(1))@contiguous",
+            "select(1, segments=2, source=evicted(kept)) | episodic(2, write=novel(1)) as kept",
+        ]
+    ),
+    st.lists(st.integers(1, 4), min_size=3, max_size=7),
+    st.sampled_from([INTERLEAVED, SPLIT_HALF]),
+    st.sampled_from([None, Warmup(2, parse_rule("sink(1) | window(2)"))]),
+    st.integers(0, 3),
+)
+def test_attention_reads_what_the_definitions_say(rule, sizes, style, warmup, seed):
+    rig = Parts(rule, style=style, warmup=warmup, seed=seed, batch=1 + seed % 2, others={1: {"b": (1,)}})
+    start = 0
+    for frames in sizes:
+        rig.check(start, frames)
+        rig.check(start, frames)  # a second pass over the same chunk: what it wrote is what counts
+        start += frames
+
+
+def test_parts_are_read_at_all():
+    """The rules above would agree with everything if nothing were ever selected or merged."""
+    for rule, count in ((SELECT, 4), (MERGE, 2)):
+        readings = rollout(rule, 6).stream.plan.of(0, 0).readings
+        assert sum(len(item.parts) for item in readings[-1].parts) == count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_low_precision(dtype):
+    for rule in (SELECT, MERGE):
+        rig = Parts(rule, dtype=dtype, layers=1)
+        for start in range(0, 12, 3):
+            for layer, (query, out) in enumerate(rig.run(start, 3)):
+                exact = rig.expected(layer, query)
+                plain = (rig.expected(layer, query, dtype).to(DOUBLE) - exact).abs().max()
+                # A merged key is rounded once more, when it is stored.
+                assert (out.to(DOUBLE) - exact).abs().max() <= 3 * plain + 4 * torch.finfo(dtype).eps
+
+
+def test_a_part_keeps_its_values_when_its_frames_are_gone():
+    rig = Parts("merge(2, last=2) | window(1)", heads=1, layers=1)
+    for start in range(0, 12, 2):
+        rig.check(start, 2)
+    assert str(rig.stream.lane(0, 0).slots.held) == "9-11"
+    (item,) = rig.stream.plan.of(0, 0).readings[0].parts
+    assert [part.frames for part in item.parts] == [(6, 7)]  # block (8, 9) holds frame 9, which the window reads whole
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+
+def plain_scores(rig, heads, frames, segments, layer=0):
+    """Per segment of `frames`: the mean cosine of a token's key and that of the next frame, over the heads at once."""
+    scores = {}
+    for frame in frames:
+        now, then = (torch.cat([rig._frame(layer, 0, h, f)[0] for h in heads], dim=-1) for f in (frame, frame + 1))
+        cosine = (now * then).sum(-1) / now.norm(dim=-1) / then.norm(dim=-1)
+        for i, piece in enumerate(cosine.chunk(segments)):
+            scores[frame * segments + i] = piece.mean().item()
+    return scores
+
+
+@pytest.mark.parametrize("scope", ["head", "layer", "model"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_least_similar_segments_are_kept(scope, seed):
+    """Forcing-KV's own: of the frames that leave, the segments that resemble the next frame least."""
+    rule = SELECT.replace("scope=model", f"scope={scope}")
+    rig = Parts(rule, seed=seed, dtype=torch.float32, layers=3, others={0: {"b": (0, 1, 2)}, 1: {"b": (1,)}})
+    for start in range(0, 15, 3):
+        rig.check(start, 3)
+        if start < 6:
+            continue
+        leaving = range(start - 4, start - 1)
+        for layer, head in ((1, 0), (1, 2), (2, 0), (2, 1), (2, 2)):
+            judges = {
+                "head": (layer, [head]),
+                "layer": (layer, [0, 2] if layer == 1 else [0, 1, 2]),
+                "model": (1, [0, 2]),
+            }
+            scores = plain_scores(rig, judges[scope][1], leaving, 4, judges[scope][0])
+            chosen = rig.selected(layer=layer, head=head)
+            assert len(chosen) == 4
+            # The worst that was kept is better than the best that was not, but for rounding.
+            rest = [scores[s] for s in scores if s not in chosen]
+            assert max(scores[s] for s in chosen) <= min(rest) + MARGIN
+
+
+def test_heads_that_decide_together_hold_the_same():
+    rig = Parts(SELECT, layers=3)
+    for start in range(0, 12, 3):
+        rig.check(start, 3)
+    assert len(rig.stream.lanes) == 1
+    assert rig.stream.lanes[0].present["select"] == FrameSet.of(rig.selected())
+
+
+def test_each_video_of_a_batch_selects_for_itself():
+    rig = Parts(SELECT, batch=2)
+    for start in range(0, 12, 3):
+        rig.check(start, 3)
+    assert rig.selected(row=0) != rig.selected(row=1)
+
+
+def test_a_pool_of_all_keeps_what_is_best_of_old_and_new():
+    rule = "select(1, segments=4, source=evicted(recent), pool=all, score=mean_key_cosine) | window(1) as recent"
+    rig = Parts(rule, heads=1, layers=1)
+    offered = set()
+    for start in range(0, 18, 3):
+        rig.check(start, 3)
+        if start:
+            newest, kept = start - 1, rig.selected()
+            offered |= {f * 4 + i for f in range(max(0, start - 4), start - 1) for i in range(4)}
+
+            def like(segment, newest=newest):
+                frame, i = divmod(segment, 4)
+                rows = range(i * TOKENS // 4, (i + 1) * TOKENS // 4)
+                a, b = (sum(rig.raw((0, 0, 0), f, t) for t in rows) for f in (frame, newest))
+                return (a @ b / a.norm() / b.norm()).item()
+
+            assert len(kept) == min(4, len(offered))
+            assert min(map(like, kept)) >= max([like(s) for s in offered - set(kept)], default=-2) - MARGIN
+            offered = set(kept)
+    assert any(segment // 4 < 12 for segment in rig.selected())
+
+
+def test_nothing_is_selected_during_the_warmup():
+    rig = Parts(SELECT, warmup=Warmup(2, parse_rule("sink(1) | window(1)")))
+    seen = []
+    for start in range(0, 15, 3):
+        rig.check(start, 3)
+        seen.append(bool(rig.selected()))
+    # Chunks 0 and 1 are the warm-up; the commit of chunk 2 is the first that selects.
+    assert seen == [False, False, False, True, True]
+
+
+def test_blocks_that_were_completed_during_the_warmup_are_there():
+    rig = Parts("merge(2, last=2) | window(1)", warmup=Warmup(2, parse_rule("window(1)")))
+    for start in range(0, 9, 3):
+        rig.check(start, 3)
+    (item,) = rig.stream.plan.of(0, 0).readings[0].parts
+    assert [part.frames for part in item.parts] == [(2, 3)]
+
+
+def test_the_last_pass_of_a_chunk_decides():
+    """Noisy passes and a clean one leave the same as the clean one alone."""
+    for rule in (SELECT, MERGE):
+        many, one = Parts(rule), Parts(rule)
+        for start in range(0, 15, 3):
+            for _ in range(3):
+                many.run(start, 3)
+            state = many.generator.get_state()
+            many.check(start, 3)
+            one.generator.set_state(state)
+            one.check(start, 3)
+        assert many.stream.lanes[0].held == one.stream.lanes[0].held
+        torch.testing.assert_close(many.pool.k, one.pool.k, rtol=0, atol=0, equal_nan=True)
+
+
+# --- going back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "store", "left"),
+    [
+        ("select(1, segments=4, source=evicted(recent)) | window(6) as recent & sink(1)", "select", None),
+        ("merge(4, height=2, width=2, last=3) | span(4)", "merge", "8-15"),
+    ],
+)
+def test_a_rewrite_reads_the_parts_in_front_of_it_and_leaves_them(rule, store, left):
+    rig = Parts(rule, layers=1, heads=1)
+    for start in range(0, 21, 3):
+        rig.check(start, 3)
+    assert rig.begin(17, 4) is Event.REWRITE
+    rewritten, present = (of[store] for of in (rig.stream.lanes[0].held, rig.stream.lanes[0].present))
+    assert rewritten
+    assert str(rewritten) == left if left else rewritten == present
+    query, key, value = (rig._random(width) for width in (rig.head_dim, rig.head_dim, rig.value_dim))
+    rig.write(0, key, value)
+    torch.testing.assert_close(rig.attention(0, query), rig.expected(0, query), rtol=0, atol=1e-9)
+    rig.check(21, 3)
+    assert rig.stream.history == 21
+
+
+def test_going_back_to_what_is_gone_is_refused_and_loses_nothing():
+    rig = Parts("select(1, segments=4, source=evicted(recent)) | window(2) as recent", layers=1, heads=1)
+    for start in range(0, 12, 2):
+        rig.check(start, 2)
+    before = rig.stream.lanes[0].held
+    with pytest.raises(HeadforceError, match="HF-FORGOTTEN"):
+        rig.begin(4, 2)
+    assert rig.stream.lanes[0].held == before
+    rig.check(12, 2)
+
+
+def test_a_reset_forgets_parts():
+    for rule in (SELECT, MERGE):
+        rig = Parts(rule)
+        for start in (0, 3, 6, 9, 0, 3, 6, 9):
+            rig.check(start, 3)
+            if not start:
+                assert not any(rig.stream.lanes[0].held.values())
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("select(1, segments=5, source=evicted(recent)) | window(1) as recent", "HF-SEGMENTS"),
+        ("merge(2, height=5)", "HF-SEGMENTS"),
+        ("merge(2, height=3)", "HF-SEGMENTS"),  # divides 24 tokens, but not 4 rows of them
+        ("select(1, segments=4, source=evicted(recent), score=similarity) | window(1) as recent", "HF-SCORE"),
+        ("select(1, segments=4, source=evicted(recent), pool=all) | window(1) as recent", "HF-SCORE"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(rule, code):
+    with pytest.raises(HeadforceError, match=code):
+        rollout(rule)
+
+
+@pytest.mark.parametrize("rule", [MERGE, SELECT.replace("scope=model", "score=mean_key_cosine")])
+def test_raw_keys_need_a_rotation_that_is_known(rule):
+    with pytest.raises(HeadforceError, match="HF-ROPE"):
+        rollout(rule, known=False)
+
+
+def test_tokens_are_unknown_before_a_model_is_seen():
+    rule = parse_rule("select(1, segments=token, source=evicted(recent)) | window(1) as recent")
+    with pytest.raises(HeadforceError, match="HF-SEGMENTS"):
+        rule.terms[0].op.parts(FrameSet.of([3]))
+
+
+# --- what is registered ---------------------------------------------------------------------------------------------
+
+
+def test_every_store_with_pages_has_a_maker():
+    assert {name for name, kind in load_ops().items() if kind.paged} <= set(load_makers())
+
+
+@pytest.mark.parametrize("name", load_scores())
+def test_a_score_is_one_number_for_every_segment(name):
+    score = find_score(name)
+    generator = torch.Generator().manual_seed(0)
+    keys, *others = (torch.randn(2, 3, 5, 4, 8, generator=generator) for _ in range(3))
+    given = Segments(keys, others[0] if score.following else None, others[1] if score.newest else None)
+    found = score.function(given)
+    assert found.shape == (2, 5)
+    assert score.function.__doc__
+    for i in range(2):  # groups do not see each other
+        one = Segments(*(None if x is None else x[i : i + 1] for x in (given.keys, given.following, given.newest)))
+        torch.testing.assert_close(score.function(one)[0], found[i])
+    assert math.isfinite(found.sum().item())
+
+
+# --- mute -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["reference", "sdpa"])
+def test_a_muted_head_is_silent(target):
+    policy = Policy({"quiet": parse_rule("mute()"), "b": parse_rule("window(2)")}, "b", heads={0: {"quiet": (1,)}})
+    rig = Rig(policy.bind(layers=2, heads=3), target)
+    for start in (0, 3, 6):
+        for layer, (query, out) in enumerate(rig.run(start, 3)):
+            torch.testing.assert_close(out, rig.expected(layer, query), rtol=0, atol=1e-9)
+            assert bool(out[:, :, 1].any()) == (layer == 1)
+        check_plan(rig.stream)
+        check_tables(rig.pool)
+    assert oracle.read(parse_rule("mute()"), None, rig.stream.chunk, 6) == {}
+    assert rig.stream.lane(0, 1).slots.pages == 3  # a model's keys are written all the same
