@@ -20,7 +20,7 @@ class History:
     policy: BoundPolicy
     frame_bytes: int
     plans: list[ChunkPlan] = field(default_factory=list)
-    kept: dict[str, list[int]] = field(default_factory=dict)
+    kept: dict[str, list[int | float]] = field(default_factory=dict)
     """class -> most past frames that a head of the class reads."""
     used: dict[str, list[int]] = field(default_factory=dict)
     """class -> bytes of past frames that its heads hold."""
@@ -58,6 +58,7 @@ def _cells(policy: BoundPolicy) -> Iterator[tuple[int, int]]:
 
 
 def _past(stream: Stream, layer: int, head: int) -> int:
-    """Past frames that a head holds."""
+    """Pages of the past that a head holds: those of frames, and those for parts of frames."""
     assert stream.chunk is not None
-    return len(stream.lane(layer, head).slots.held) - stream.chunk.frames
+    slots = stream.lane(layer, head).slots
+    return len(slots.held) - stream.chunk.frames + slots.reserved

@@ -21,6 +21,9 @@ from ..policy.memory import Record
 Reads = dict[int, int]
 """frame -> the position at which it is seen."""
 
+Parts = dict[oracle.Key, int]
+"""A part of a frame, or a mean over several -> the position at which it is seen."""
+
 Records = Callable[[int, int], Record | None]
 """(layer, head) -> what the stores of a head decided, for the oracle to replay; None for a head without any."""
 
@@ -43,14 +46,25 @@ class Oracle:
     records: Records
     control: Control
 
-    def reads(self, layer: int, head: int, chunk: Chunk, query: int) -> Reads:
+    def reads(self, layer: int, head: int, chunk: Chunk, query: int) -> tuple[Reads, Parts]:
         """What one query frame of one head reads, its chunk included."""
         rule = self.policy.rules[layer][head]
         warmup = None if rule.warmup is None else Warmup(rule.warmup_chunks, rule.warmup)
-        past = oracle.read(rule.rule, warmup, chunk, query, self.records(layer, head))
-        if past and self.falsifies(layer, head):
-            del past[max(past)]
-        return past | {frame: frame for frame in chunk.queries}
+        record = self.records(layer, head)
+        past = oracle.read(rule.rule, warmup, chunk, query, record)
+        parts = oracle.read_parts(rule.rule, warmup, chunk, query, record)
+        if self.falsifies(layer, head):
+            for read in (past, parts):
+                if read:
+                    del read[max(read)]
+                    break
+        current = {frame: frame for frame in chunk.queries if rule.at(chunk).reads_chunk}
+        return past | current, parts
+
+    def cell(self, layer: int, head: int, store: str) -> tuple[int, int]:
+        """(height, width) of the cells over which a store takes means; (1, 1) if it takes none."""
+        op: Any = next(term.op for term in self.policy.rules[layer][head].rule.terms if term.store == store)
+        return getattr(op, "height", 1), getattr(op, "width", 1)
 
     def falsifies(self, layer: int, head: int) -> bool:
         """True for the head that is told too little."""
@@ -80,11 +94,20 @@ class OracleAttention(nn.Module):
         k, v = self.attention.key_value(x)
         self.memory.write(chunk, k, self.example.rotate(k, cos, sin), v)
         out = torch.empty_like(q)
-        for heads, queries, reads in self._readings(chunk):
-            keys = torch.cat([self._key(frame, position, heads, rope, grid) for frame, position in reads.items()], 2)
-            values = torch.cat([self.memory.values[frame][:, heads] for frame in reads], 2)
+        for heads, queries, (reads, parts) in self._readings(chunk):
+            keys = [self._key(frame, position, heads, rope, grid) for frame, position in reads.items()]
+            values = [self.memory.values[frame][:, heads] for frame in reads]
+            for key, position in parts.items():
+                part_key, part_value = self._part(key, position, heads, rope, grid)
+                keys.append(part_key)
+                values.append(part_value)
             part = slice((queries[0] - chunk.start) * tokens, (queries[-1] + 1 - chunk.start) * tokens)
-            result = F.scaled_dot_product_attention(q[:, part, heads].transpose(1, 2), keys, values)
+            if not keys:
+                out[:, part, heads] = 0
+                continue
+            result = F.scaled_dot_product_attention(
+                q[:, part, heads].transpose(1, 2), torch.cat(keys, 2), torch.cat(values, 2)
+            )
             out[:, part, heads] = result.transpose(1, 2)
         return self.attention.o(out.flatten(2))
 
@@ -94,14 +117,34 @@ class OracleAttention(nn.Module):
         cos, sin = self.example.rope_angles(rope, position, (1, *grid[1:]))
         return self.example.rotate(self.memory.raw[frame][:, :, heads], cos, sin).transpose(1, 2)
 
-    def _readings(self, chunk: Chunk) -> Iterator[tuple[list[int], list[int], Reads]]:
+    def _part(
+        self, key: oracle.Key, position: int, heads: list[int], rope: Tensor, grid: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, R, D] of a segment of a frame, or of the means over cells of several."""
+        store, frames, index, of = key
+        _, rows, columns = grid
+        height, width = self.oracle.cell(self.layer, heads[0], store)
+        raw = torch.stack([self.memory.raw[frame][:, :, heads] for frame in frames])
+        value = torch.stack([self.memory.values[frame][:, heads].transpose(1, 2) for frame in frames])
+        cos, sin = self.example.rope_angles(rope, position, (1, rows, columns))
+        if height * width > 1 or len(frames) > 1:
+            # [frames, B, cells, H, D]: a row and a column of cells at a time.
+            cells = (rows // height, height, columns // width, width)
+            raw, value = (x.unflatten(2, cells).mean(dim=(0, 3, 5)).flatten(1, 2) for x in (raw, value))
+            first = torch.arange(rows * columns).view(rows, columns)[::height, ::width].flatten()
+        else:
+            first = torch.arange(index * (rows * columns // of), (index + 1) * (rows * columns // of))
+            raw, value = raw[0][:, first], value[0][:, first]
+        return self.example.rotate(raw, cos[first], sin[first]).transpose(1, 2), value.transpose(1, 2)
+
+    def _readings(self, chunk: Chunk) -> Iterator[tuple[list[int], list[int], tuple[Reads, Parts]]]:
         """(heads, adjacent query frames, what they read): heads of one rule together, queries that read alike too."""
         groups: dict[tuple[str, int], list[int]] = {}
         for head, rule in enumerate(self.oracle.policy.rules[self.layer]):
             alone = bool(rule.rule.stateful) or self.oracle.falsifies(self.layer, head)
             groups.setdefault((rule.text, head if alone else -1), []).append(head)
         for heads in groups.values():
-            together: list[tuple[list[int], Reads]] = []
+            together: list[tuple[list[int], tuple[Reads, Parts]]] = []
             for query in chunk.queries:
                 reads = self.oracle.reads(self.layer, heads[0], chunk, query)
                 if together and together[-1][1] == reads:

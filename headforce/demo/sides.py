@@ -46,6 +46,7 @@ class Sides:
             layers=self.config.num_layers,
             heads=self.config.num_heads,
             native=native.native(self.config.cache_frames * tokens, tokens),
+            tokens=tokens,
         )
         self.control = _control(bound, self.settings.chunks)
         install_oracle(reference, Oracle(bound, self.example, _records(governed), self.control))
@@ -110,6 +111,6 @@ def _records(session: Session) -> Records:
         (caches,) = session.cache_sets
         assert caches.stream is not None
         memory = caches.stream.lane(layer, head).memory
-        return memory.record if memory else None
+        return memory.explained() if memory else None
 
     return record

@@ -117,8 +117,14 @@ def test_positions_stay_in_range_for_thousands_of_frames():
 
 
 def test_every_preset_is_a_file_and_back():
+    kinds = {
+        "dummy_forcing": LABELS,
+        "head_forcing": ROLES,
+        "forcing_kv": Labels((("static", "dynamic"),)),
+        "pyramid_forcing": Labels((("wave", "anchor", "veil"),)),
+    }
     for name in load_presets():
-        labels = {"dummy_forcing": LABELS, "head_forcing": ROLES}.get(name)
+        labels = kinds.get(name)
         policy = make_preset(name, **({"labels": labels} if labels else {}))
         assert Policy.loads(policy.dumps()) == policy
         assert make_preset(name, **({"labels": labels} if labels else {})) == policy
