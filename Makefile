@@ -8,6 +8,8 @@ GPU_OUT ?= out/gpu
 # By name, so that what other tests import is not needed there.
 GPU_TESTS := tests/kernels/test_gpu.py tests/kvpass/test_gpu.py tests/kvpass/test_shell.py
 WORKERS ?= 2
+# A policy file or a published system for the demo, such as POLICY=forcing_kv; without it the demo's own policy.
+POLICY ?=
 
 .PHONY: demo demo-tiny test lint gpu clean
 
@@ -18,11 +20,11 @@ WORKERS ?= 2
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/headforce demo
+	$(BIN)/headforce demo $(if $(POLICY),--policy $(POLICY))
 
 # Half a minute, without a C++ compiler: structure, bytes and exactness, at a size where times mean nothing.
 demo-tiny: .venv/ready
-	$(BIN)/headforce demo --preset tiny --inner eager
+	$(BIN)/headforce demo --preset tiny --inner eager $(if $(POLICY),--policy $(POLICY))
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

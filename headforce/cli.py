@@ -135,7 +135,11 @@ def explain(call: str, policy: Path | None, as_json: bool) -> None:
 @click.option("--model", default="causal-wan", show_default=True, help="The example: a folder of examples/.")
 @click.option("--preset", type=click.Choice(["demo", "tiny"]), default="demo", show_default=True, help="Model size.")
 @click.option("--policy", help="Policy file, or a published system [default: examples/policies/PRESET.yaml].")
-@click.option("--labels", type=click.Path(path_type=Path), help="The label file of a published system that needs one.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="The label file of a published system that needs one [default: examples/labels/POLICY.PRESET.json].",
+)
 @click.option("--chunks", type=click.IntRange(1), default=10, show_default=True, help="Chunks of 3 frames.")
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler: inductor or eager.")
 @click.option("--target", help="How attention is computed [default: the best for the device].")

@@ -208,7 +208,7 @@ def save_bytes(
     axes.set_xticks(range(count), [str(start) for start in starts])
     axes.set_xlabel("first frame of the chunk", fontsize=9)
     axes.set_ylabel("K and V, MiB", fontsize=9)
-    axes.set_ylim(0, 1.08 * mib[-1])
+    axes.set_ylim(0, 1.08 * max(*mib[count:], *bottom))
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", fontsize=9, frameon=False)

@@ -1,5 +1,6 @@
 """`headforce demo` on the tiny model: what it reports, what it writes, and how it fails."""
 
+import inspect
 import io
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from headforce.demo.table import table
 from headforce.errors import HeadforceError
 from headforce.lowering.targets import target
 from headforce.lowering.targets.sdpa import sdpa
+from headforce.presets import Labels, load_presets, read_policy
 
 TINY = ["--preset", "tiny", "--inner", "eager", "--chunks", "4", "--threads", "1"]
 KEYS = ["version", "made_with", "model", "rollout", "compile", "policy", "sides", "bytes", "errors", "structure",
@@ -29,15 +31,18 @@ def run(out, *options, code=0):
     return result
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def measured_run(folder, *options):
     """(folder, what was measured, the command's result) of one run; checks are asked while its caches still live."""
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "run_checks", lambda measured: kept.append(measured) or run_checks(measured))
-        folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
-        result = run(folder, "--json")
+        result = run(folder, "--json", *options)
     return folder, kept[0], result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return measured_run(tmp_path_factory.mktemp("demo") / "new" / "folder")
 
 
 @pytest.fixture
@@ -96,15 +101,86 @@ def test_files_and_output(finished, report):
         assert height > 300
 
 
-def test_the_table_fits_a_terminal(report):
+def shown_table(report):
     from rich.console import Console
 
     shown = io.StringIO()
     Console(width=80, file=shown).print(table(report))
-    shown = shown.getvalue()
-    for part in ("time of a chunk, s", "past frames, rhythm", "0.77", "ok ", "says"):
+    return shown.getvalue()
+
+
+def test_the_table_fits_a_terminal(report):
+    shown = shown_table(report)
+    for part in ("time of a chunk, s", "past frames, rhythm", "0.77", "ok ", "says", "Policy: tiny.yaml."):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+# --- published systems ------------------------------------------------------------------------------------------
+
+
+def needs_labels(name):
+    labels = inspect.signature(load_presets()[name]).parameters.get("labels")
+    return labels is not None and labels.default is labels.empty
+
+
+@pytest.mark.parametrize("name", load_presets())
+def test_every_published_system(tmp_path, name):
+    """All checks hold, and stores that keep parts of frames have kept some; the command says whose labels it took."""
+    _, measured, result = measured_run(tmp_path, "--policy", name, "--chunks", 5)
+    report = json.loads(result.stdout)
+    assert len(report["checks"]) == 12
+    assert all(check["holds"] for check in report["checks"])
+    labels = f"examples/labels/{name}.tiny.json" if needs_labels(name) else None
+    assert (report["policy"]["file"], report["policy"]["labels"]) == (name, labels)
+    shown = shown_table(report)
+    assert f"Policy: {name}" in shown
+    assert (f"labels of the heads: {labels}" in " ".join(shown.split())) if labels else "labels of" not in shown
+
+    read = {item.kind for plan in measured.history.plans for head in plan.heads
+            for reading in head.readings for item in reading.parts}  # fmt: skip
+    assert read == {term.op.name for rule in measured.policy.distinct for term in rule.rule.paged}
+    entries = report["policy"]["classes"].items()
+    for kind, entry in entries:
+        frames = entry["kept"]
+        assert frames[0] == 0
+        assert max(frames) > 0
+        assert f"past frames, {kind}" in shown
+        assert f" {max(frames[report['rollout']['evicting_chunks'][0] :]):g} │" in shown
+    by_chunk = report["bytes"]["by_chunk"]
+    assert all(history[0] == 0 for history in by_chunk["history"].values())
+    for used in zip(by_chunk["current"], *by_chunk["history"].values(), by_chunk["pools"], strict=True):
+        assert sum(used[:-1]) <= used[-1]
+
+
+@pytest.mark.parametrize("size", ["tiny", "demo"])
+@pytest.mark.parametrize("name", [name for name in load_presets() if needs_labels(name)])
+def test_label_files_for_the_example(name, size):
+    config = load_example("causal-wan").PRESETS[size]
+    settings = Settings(policy=name, preset=size)
+    labels = Labels.load(settings.labels_file)
+    assert (len(labels.layers), labels.heads) == (config.num_layers, config.num_heads)
+    assert set(labels.layers[0]) == set(labels.layers[1]) == set(labels.classes)
+    assert len(set(labels.layers)) == len(labels.layers)
+    policy = read_policy(settings.policy_name, settings.labels_file)
+    policy.bind(layers=config.num_layers, heads=config.num_heads, tokens=config.tokens_per_frame)
+    assert set(labels.classes) <= {policy.class_of(layer, head) for layer in range(2) for head in range(labels.heads)}
+
+
+def test_labels_of_the_user_and_files_called_like_a_system(tmp_path, monkeypatch):
+    assert Settings(policy="forcing_kv", labels=Path("mine.json")).labels_file == Path("mine.json")
+    assert Settings(policy="longlive").labels_file is None
+    assert Settings().labels_file is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forcing_kv").write_text("headforce: 0\n")
+    assert Settings(policy="forcing_kv").labels_file is None
+
+
+def test_a_size_without_a_label_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("headforce.demo.settings.examples_folder", lambda: tmp_path)
+    result = run(tmp_path / "out", "--policy", "forcing_kv", code=2)
+    assert "headforce: [HF-DEMO] at --policy forcing_kv" in result.stderr
+    assert f"{tmp_path / 'labels' / 'forcing_kv.tiny.json'}" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -171,6 +247,9 @@ def test_an_interrupted_run_leaves_the_old_results(finished, tmp_path, monkeypat
     [
         (["--policy", "absent.yaml"], "HF-POLICY-FILE", "absent.yaml"),
         (["--policy", "examples/policies/demo.yaml"], "HF-POLICY-", ""),
+        (["--policy", "longlife"], "HF-PRESET", "did you mean 'longlive'"),
+        (["--policy", "longlive", "--labels", "labels.json"], "HF-PRESET", "'labels'"),
+        (["--policy", "forcing_kv", "--labels", "absent.json"], "HF-LABELS", "absent.json"),
         (["--model", "causal-wam"], "HF-DEMO", "did you mean 'causal-wan'?"),
         (["--chunks", "3"], "HF-DEMO", "at least 4"),
         (["--target", "spda"], "HF-TARGET", "did you mean 'sdpa'?"),

@@ -24,11 +24,12 @@ class Pass:
     steps: int  # passes in every chunk
     timestep: float
     x0: Tensor  # the chunk as now estimated, [B, channels, frames, height, width]
+    again: bool = False  # whether finished frames were run once more, after the prompt had switched
 
     @property
     def clean(self) -> bool:
         """Whether this was the last pass of the chunk, so that ``x0`` is final."""
-        return self.step == self.steps - 1
+        return self.step == self.steps - 1 and not self.again
 
 
 class Rollout:
@@ -78,15 +79,63 @@ class Rollout:
         self._check(chunks)
         return self._passes(context, tuple(chunks), torch.Generator().manual_seed(seed))
 
+    def prompts(
+        self,
+        parts: Sequence[tuple[Tensor, Sequence[int]]],
+        seed: int = 0,
+        on_switch: Callable[[], int] | None = None,
+    ) -> Iterator[Pass]:
+        """Start a new video of several prompts and yield after each pass.
+
+        - ``parts``: (text embedding, frames of each chunk) of every prompt, in order
+        - ``on_switch``: called between two prompts; so many of the newest frames are then run again, clean and with the
+          new text. Without it none are. The caches of cross-attention are emptied either way
+
+        Raises as ``passes`` does.
+        """
+        self._check([frames for _, chunks in parts for frames in chunks])
+        return self._prompts(parts, torch.Generator().manual_seed(seed), on_switch)
+
     def reset(self) -> None:
         """Forget the video. ``passes`` does this by itself."""
         if self.kv_cache is not None and self.crossattn_cache is not None:
             reset_caches(self.kv_cache, self.crossattn_cache)
 
+    def _prompts(
+        self,
+        parts: Sequence[tuple[Tensor, Sequence[int]]],
+        generator: torch.Generator,
+        on_switch: Callable[[], int] | None,
+    ) -> Iterator[Pass]:
+        self._prepare_caches(parts[0][0])
+        video: list[Tensor] = []  # one frame each
+        chunk = 0
+        for number, (context, chunks) in enumerate(parts):
+            if number:
+                assert self.crossattn_cache is not None
+                for cache in self.crossattn_cache:
+                    cache["is_init"] = False
+                again = on_switch() if on_switch is not None else 0
+                if again:
+                    newest = torch.cat(video[-again:], dim=2)
+                    self._forward(newest, 0.0, context, len(video) - again)
+                    yield Pass(chunk, len(video) - again, again, 0, 1, 0.0, newest, again=True)
+            for done in self._chunks(context, tuple(chunks), generator, chunk, len(video)):
+                if done.clean:
+                    video += done.x0.split(1, dim=2)
+                yield done
+            chunk += len(chunks)
+
     def _passes(self, context: Tensor, chunks: tuple[int, ...], generator: torch.Generator) -> Iterator[Pass]:
         self._prepare_caches(context)
-        start, steps = 0, len(self.timesteps) + 1
-        for index, frames in enumerate(chunks):
+        yield from self._chunks(context, chunks, generator, 0, 0)
+
+    def _chunks(
+        self, context: Tensor, chunks: tuple[int, ...], generator: torch.Generator, first: int, start: int
+    ) -> Iterator[Pass]:
+        """Chunks from the ``first`` on, which begins at frame ``start``."""
+        steps = len(self.timesteps) + 1
+        for index, frames in enumerate(chunks, first):
             noisy = self._noise(context, frames, generator)
             for step, t in enumerate(self.timesteps):
                 x0 = x0_from_flow(self._forward(noisy, t, context, start), noisy, t)

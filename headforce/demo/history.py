@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class History:
     kept: dict[str, list[int | float]] = field(default_factory=dict)
     """class -> most past frames that a head of the class reads."""
     used: dict[str, list[int]] = field(default_factory=dict)
-    """class -> bytes of past frames that its heads hold."""
+    """class -> bytes of past frames, and of parts of them, that its heads hold."""
     current: list[int] = field(default_factory=list)
     """Bytes of the current chunk."""
     pool: list[int] = field(default_factory=list)
@@ -41,8 +42,8 @@ class History:
         self.current.append(stream.chunk.frames * stream.lane_of.size * self.frame_bytes)
         for name, cells in classes(self.policy).items():
             self.kept.setdefault(name, []).append(max(stream.plan.of(*cell).kept for cell in cells))
-            held = sum(_past(stream, *cell) for cell in cells)
-            self.used.setdefault(name, []).append(held * self.frame_bytes)
+            held = sum((_past(stream, *cell) for cell in cells), Fraction(0))
+            self.used.setdefault(name, []).append(int(held * self.frame_bytes))
 
 
 def classes(policy: BoundPolicy) -> dict[str, list[tuple[int, int]]]:
@@ -57,8 +58,8 @@ def _cells(policy: BoundPolicy) -> Iterator[tuple[int, int]]:
     yield from np.ndindex(policy.layers, policy.heads)
 
 
-def _past(stream: Stream, layer: int, head: int) -> int:
-    """Pages of the past that a head holds: those of frames, and those for parts of frames."""
+def _past(stream: Stream, layer: int, head: int) -> Fraction:
+    """What a head holds of the past, in frames: whole ones, and parts as far as a store has made them."""
     assert stream.chunk is not None
-    slots = stream.lane(layer, head).slots
-    return len(slots.held) - stream.chunk.frames + slots.reserved
+    lane = stream.lane(layer, head)
+    return len(lane.slots.held) - stream.chunk.frames + sum((Fraction(1, of) for *_, of in lane.where()), Fraction(0))

@@ -54,7 +54,7 @@ def measure(settings: Settings, progress: Progress, stack: ExitStack) -> Measure
     """Runs the demo. `stack` takes back what was done to models."""
     begin, load = time.perf_counter(), os.getloadavg()[0]
     breaks = sum(counters["graph_break"].values())
-    policy = read_policy(settings.policy_name, settings.labels)
+    policy = read_policy(settings.policy_name, settings.labels_file)
     sides = Sides(settings)
     config, runners = sides.config, sides.runners
     evicting = settings.evicting(config.cache_frames)

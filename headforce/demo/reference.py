@@ -6,6 +6,7 @@ shares no code with the compiler, its plans or its pools.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ..policy import BoundPolicy, Chunk, Warmup, oracle
 from ..policy.memory import Record
+from ..policy.switch import Amended
 
 Reads = dict[int, int]
 """frame -> the position at which it is seen."""
@@ -45,14 +47,17 @@ class Oracle:
     example: ModuleType
     records: Records
     control: Control
+    amended: Callable[[int, int], Amended | None] = lambda layer, head: None
+    """(layer, head) -> what prompt switches made of its history."""
 
     def reads(self, layer: int, head: int, chunk: Chunk, query: int) -> tuple[Reads, Parts]:
         """What one query frame of one head reads, its chunk included."""
         rule = self.policy.rules[layer][head]
         warmup = None if rule.warmup is None else Warmup(rule.warmup_chunks, rule.warmup)
         record = self.records(layer, head)
-        past = oracle.read(rule.rule, warmup, chunk, query, record)
-        parts = oracle.read_parts(rule.rule, warmup, chunk, query, record)
+        amended = self.amended(layer, head)
+        past = oracle.read(rule.rule, warmup, chunk, query, record, amended)
+        parts = oracle.read_parts(rule.rule, warmup, chunk, query, record, amended)
         if self.falsifies(layer, head):
             for read in (past, parts):
                 if read:
@@ -114,8 +119,17 @@ class OracleAttention(nn.Module):
     def _key(self, frame: int, position: int, heads: list[int], rope: Tensor, grid: tuple[int, int, int]) -> Tensor:
         if position == frame:
             return self.memory.rotated[frame][:, heads]
-        cos, sin = self.example.rope_angles(rope, position, (1, *grid[1:]))
+        cos, sin = self._angles(rope, position, grid)
         return self.example.rotate(self.memory.raw[frame][:, :, heads], cos, sin).transpose(1, 2)
+
+    def _angles(self, rope: Tensor, position: int, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Cosine and sine for the tokens of one frame; tables begin at 0, and frames in front of a cut may not."""
+        cos, sin = self.example.rope_angles(rope, abs(position), (1, *grid[1:]))
+        if position < 0:
+            pairs = sin.shape[-1]
+            time = pairs - 2 * (pairs // 3)
+            sin = torch.cat([-sin[..., :time], sin[..., time:]], dim=-1)
+        return cos, sin
 
     def _part(
         self, key: oracle.Key, position: int, heads: list[int], rope: Tensor, grid: tuple[int, int, int]
@@ -126,7 +140,7 @@ class OracleAttention(nn.Module):
         height, width = self.oracle.cell(self.layer, heads[0], store)
         raw = torch.stack([self.memory.raw[frame][:, :, heads] for frame in frames])
         value = torch.stack([self.memory.values[frame][:, heads].transpose(1, 2) for frame in frames])
-        cos, sin = self.example.rope_angles(rope, position, (1, rows, columns))
+        cos, sin = self._angles(rope, position, grid)
         if height * width > 1 or len(frames) > 1:
             # [frames, B, cells, H, D]: a row and a column of cells at a time.
             cells = (rows // height, height, columns // width, width)
@@ -165,9 +179,10 @@ class _Memory:
     starts: list[int] = field(default_factory=list)
 
     def begin(self, start: int, frames: int) -> Chunk:
-        if start not in self.starts:
+        if start >= len(self.raw):
             self.starts.append(start)
-        return Chunk(self.starts.index(start), start, frames)
+        # Frames that are run again stay in the chunks in which they were first made.
+        return Chunk(bisect_right(self.starts, start) - 1, start, frames)
 
     def write(self, chunk: Chunk, raw: Tensor, rotated: Tensor, values: Tensor) -> None:
         for i, frame in enumerate(chunk.queries):

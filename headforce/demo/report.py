@@ -11,6 +11,7 @@ import torch
 
 from .._version import __version__
 from .checks import TOLERANCE, Check
+from .example import examples_folder
 from .history import classes
 from .measure import Measured
 from .pictures import BYTES, READS
@@ -58,6 +59,7 @@ def build_report(m: Measured, checks: Sequence[Check]) -> dict[str, Any]:
         "compile": {**m.settings.options, "unit": "model" if m.settings.whole else "block"},
         "policy": {
             "file": Path(m.settings.policy_name).name,
+            "labels": _labels(m.settings.labels_file),
             "digest": m.policy.policy.digest,
             "classes": {
                 name: {"rule": m.policy.rules[cells[0][0]][cells[0][1]].text, "heads": len(cells), "kept": kept}
@@ -91,6 +93,14 @@ def build_report(m: Measured, checks: Sequence[Check]) -> dict[str, Any]:
         "checks": [{"name": c.name, "holds": c.holds, "sentence": c.sentence} for c in checks],
         "pictures": [READS, BYTES],
     }
+
+
+def _labels(file: Path | None) -> str | None:
+    """The label file, as it was given or as it is called in a checkout."""
+    if file is None:
+        return None
+    checkout = examples_folder().parent
+    return file.relative_to(checkout).as_posix() if file.is_relative_to(checkout) else str(file)
 
 
 def _side(m: Measured, runner: Runner) -> dict[str, Any]:

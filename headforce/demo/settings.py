@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HeadforceError
+from ..presets import load_presets
 from .example import examples_folder
 
 CHUNK = 3
@@ -19,7 +21,7 @@ CHUNKS = 10
 class Settings:
     """`policy` is a file or the name of a published system, None the file for the size; `labels` its label file.
 
-    `whole` compiles the model as one graph.
+    `preset` is the size of the model. `whole` compiles the model as one graph.
     """
 
     model: str = "causal-wan"
@@ -38,6 +40,32 @@ class Settings:
     def policy_name(self) -> str:
         """The policy file, or the published system, that is meant."""
         return self.policy or str(examples_folder() / "policies" / f"{self.preset}.yaml")
+
+    @property
+    def labels_file(self) -> Path | None:
+        """The label file that is meant: the one given, or for a published system that needs one that of the size.
+
+        Raises HF-DEMO if there is none for the size.
+        """
+        # A file goes before a system of its name, as in `read_policy`.
+        if self.labels is not None or self.policy is None or Path(self.policy).exists():
+            return self.labels
+        system = load_presets().get(self.policy)
+        if system is None:
+            return None  # `read_policy` says what is wrong with the name
+        labels = inspect.signature(system).parameters.get("labels")
+        if labels is None or labels.default is not labels.empty:
+            return None
+        file = examples_folder() / "labels" / f"{self.policy}.{self.preset}.json"
+        if not file.is_file():
+            raise HeadforceError(
+                "HF-DEMO",
+                site=f"--policy {self.policy}",
+                found=f"no file {file}",
+                needed="a label file, for this system and this size of the model",
+                hint="Give one with --labels, or add this one.",
+            )
+        return file
 
     @property
     def options(self) -> dict[str, str]:

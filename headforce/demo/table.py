@@ -39,6 +39,7 @@ def _title(report: Mapping[str, Any]) -> str:
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, Callable[[str], str]]]:
     sides, errors, structure = report["sides"], report["errors"], report["structure"]
     past = report["model"]["window_frames"] - report["rollout"]["chunk_frames"]
+    since = report["rollout"]["evicting_chunks"][0]
     classes = report["policy"]["classes"].items()
     error = {
         "dense_compiled": f"{errors['compiled_against_eager']:.0e}",
@@ -58,7 +59,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, Callable[[str], str]]]:
         ("  dense, compiled = 1", lambda name: f"{sides[name]['time_ratio']['dense_compiled']:.2f}"),
         ("K and V held, MiB", lambda name: f"{sides[name]['held_bytes'] / 2**20:.1f}"),
         ("  dense = 1", lambda name: f"{sides[name]['held_bytes'] / report['bytes']['dense']:.2f}"),
-        *((f"past frames, {key}", _kept(past, max(value["kept"]))) for key, value in classes),
+        *((f"past frames, {key}", _kept(past, max(value["kept"][since:]))) for key, value in classes),
         ("error of the video", lambda name: error.get(name, "")),
         ("graphs", lambda name: graphs.get(name, "")),
         ("graph breaks", lambda name: breaks.get(name, "")),
@@ -67,17 +68,20 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, Callable[[str], str]]]:
     ]
 
 
-def _kept(past: int, kept: int) -> Callable[[str], str]:
-    return lambda name: str(kept if name == "policy" else past)
+def _kept(past: int, kept: int | float) -> Callable[[str], str]:
+    return lambda name: f"{kept if name == 'policy' else past:.4g}"
 
 
 def _notes(report: Mapping[str, Any]) -> str:
-    rollout = report["rollout"]
+    rollout, policy = report["rollout"], report["policy"]
+    labels = f", labels of the heads: {policy['labels']}" if policy["labels"] else ""
     first, last = rollout["evicting_chunks"][0], rollout["evicting_chunks"][-1]
     return (
+        f"Policy: {policy['file']}{labels}.\n"
         f"A chunk is {rollout['passes_per_chunk'] - 1} noisy and 1 clean pass. Its time is the sum, over its"
         f" passes, of the median over chunks {first} to {last}, in which the dense cache is full and evicts; passes"
-        " that compile are left out. All sides run in turn, pass by pass.\n"
+        " that compile are left out. All sides run in turn, pass by pass. Past frames: the most that a head of the"
+        " class reads in these chunks; parts of frames count as parts.\n"
         "K and V held: the caches of the dense model; the pools of headforce, current chunk included.\n"
         "Errors are the largest deviation of the latents of the whole video over their largest value. The reference"
         " is an eager model that keeps every frame and reads, head by head, what the policy's oracle names.\n"

@@ -6,8 +6,9 @@ rings of `STAGES` buffers. Each computing group has half of the query rows. It s
 before it takes the exponentials of the last one, so matrix units and exponentials work side by side.
 
 The last block of a run begins where it ends with the run, and rows that the block before has read are hidden: memory
-behind a run is not touched. Only a run shorter than a block reaches behind itself, so pages have to be at least as long
-as a block. Every run has at least one row.
+behind a run is not touched. Only a run shorter than a block reaches behind itself, where values that are not finite
+would show although their weights are zero. So every run has to be at least as long as a block: pages, and the parts of
+pages that stores keep.
 
 Buffers change hands by barriers in shared memory. `full` barriers count the bytes that arrive; `empty` ones count the
 two groups, which let go of a buffer once the product that reads it was waited for. The n-th use of a buffer waits for

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .torch_private import StorageKey, storage_key
 if TYPE_CHECKING:
     from ..lowering.plan import ChunkPlan
     from ..lowering.state.turning import Turning
-    from ..policy import Policy
+    from ..policy import Answer
     from .session import Session
     from .site import Site
 
@@ -101,13 +101,15 @@ class Caches(ABC):
 
     Attributes:
         variant: which variant of a graph runs with them. session: the prepared model they belong to, if one is.
-        layers: one for each cache, in the order of the layers. rotation: how keys turn, set when the first site runs.
+        layers: one for each cache, in the order of the layers. text_caches: those of cross-attention in the last call.
+        rotation: how keys turn, set when the first site runs.
     """
 
     variant: ClassVar[str]
     session: Session | None
     layers: list[Layer]
     rotation: Turning | None = None
+    text_caches: Sequence[Any] = ()
 
     @abstractmethod
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
@@ -120,6 +122,10 @@ class Caches(ABC):
     @abstractmethod
     def release(self) -> None:
         """Ends all that headforce does with these caches, and gives the model back what was replaced."""
+
+    def switch(self, answer: Answer | None) -> int:
+        """The prompt switches, see `Session.switch`; the frames that have to be run again."""
+        raise NotImplementedError
 
     @property
     def held_bytes(self) -> int:
@@ -141,10 +147,10 @@ class Caches(ABC):
                 needed="a table that is an input of the graph, or a policy that keeps positions",
             )
 
-    def theta(self, policy: Policy) -> Tensor:
-        """The rates at which keys turn; none where no rule moves a frame, as kernels then do without rotation."""
+    def theta(self, moves: bool) -> Tensor:
+        """The rates at which keys turn; none where nothing moves a frame, as kernels then do without rotation."""
         assert self.rotation is not None
-        return self.rotation.theta if policy.moves else self.rotation.theta[:0]
+        return self.rotation.theta if moves else self.rotation.theta[:0]
 
     @abstractmethod
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from ..lowering.state.decider import decider
 from ..lowering.state.making import make_parts
 from ..lowering.stream import Stream
 from ..lowering.verify import check_plan, check_tables
-from ..policy import Rule
+from ..policy import Answer, Rule
 from .capture import LayerCache
 from .layers import OWNED, Caches, Layer, PassFacts, owned
 from .shell import make_shell
@@ -75,6 +75,11 @@ class OwnedCaches(Caches):
             for layer in self.layers:
                 layer.evicted = 0
 
+    def switch(self, answer: Answer | None) -> int:
+        if self.stream is None or self.pool is None or self.rotation is None:
+            raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
+        return self.stream.switch(decider(self.pool, self.rotation), answer)
+
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
         """A layer's site runs: checks the clock, and lets the stream advance if this is the first layer to do so."""
         evicted = layer.rows_evicted(facts)
@@ -110,10 +115,15 @@ class OwnedCaches(Caches):
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Pools and theta, then (reads, runs, pages) of each layer."""
         assert self.pool is not None
-        added = [self.pool.k, self.pool.v, self.theta(self.session.policy)]
+        added = [self.pool.k, self.pool.v, self.theta(self._moves())]
         for layer in layers:
             added += [self.pool.reads[layer.number], self.pool.runs[layer.number], self.pool.pages[layer.number]]
         return added
+
+    def _moves(self) -> bool:
+        """Whether some key may have to be turned; `switch` can bring that about whatever the policy says."""
+        assert self.stream is not None
+        return self.session.policy.moves or any(amended.cuts for amended in self.stream.amended.values())
 
     def _check_native(self, facts: PassFacts, native: Rule) -> None:
         """The adapter's rule for the unmodified model against what the graph shows of it."""

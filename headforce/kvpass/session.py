@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import HeadforceError
-from ..policy import Policy, Rule
+from ..policy import Answer, Policy, Rule, parse_answer
 from ..presets import Labels, read_policy
 from .capture import Adapter, LayerCache, find_adapter
 from .layers import OWNED, VIEW, Caches, Layer, layer_of
@@ -127,6 +127,7 @@ class Session:
         else:
             current = self._known(states)
             current.see_reset()
+        current.text_caches = self.adapter.text_caches(model, args, kwargs)
         self.refusal = None
         stack = _ACTIVE.__dict__.setdefault("stack", [])
         shims = contextlib.ExitStack()
@@ -230,6 +231,29 @@ class Session:
         """How often every layer's attention ran, over all streams."""
         counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
         return [sum(layer) for layer in zip(*counts, strict=True)]
+
+    def switch(self, answer: Answer | str | None = None) -> int:
+        """The prompt switches: call it between two chunks, before the first pass with the new text.
+
+        Every class of heads does with its memory what the policy's `on_switch` says, and cross-attention computes its
+        keys and values anew.
+
+        Args:
+            answer: for all heads, whatever the policy says: `keep()`, `flush(2)`, `recache(12)`, `cut(21)`.
+
+        Returns how many of the newest frames have to be run again, clean and with the new text, before the next chunk;
+        0 for none. Raises HF-VIEW in view mode, where the memory is the model's own, and HF-CLOCK before the first
+        pass.
+        """
+        if self.mode != OWNED:
+            raise HeadforceError("HF-VIEW", found="a prompt switch in view mode", needed="owned mode")
+        given = parse_answer(answer) if isinstance(answer, str) else answer
+        if not self.cache_sets:
+            raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
+        again = [caches.switch(given) for caches in self.cache_sets]
+        for caches in self.cache_sets:
+            self.adapter.forget_text(caches.text_caches)
+        return max(again)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

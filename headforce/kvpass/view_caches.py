@@ -70,7 +70,10 @@ class ViewCaches(Caches):
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Theta, then (reads, runs) of each layer."""
-        return [self.theta(self.plans.policy), *(table for layer in layers for table in self._tables[layer.number])]
+        return [
+            self.theta(self.plans.policy.moves),
+            *(table for layer in layers for table in self._tables[layer.number]),
+        ]
 
     def see_reset(self) -> None:
         if self.caches and self.caches[0].is_empty():

@@ -33,11 +33,17 @@ class Clock:
         history: frames 0..history-1 are history. Those of them that `chunk` covers are being rewritten.
         starts: where the chunks of the history and the running one begin, rising. A rewrite adds none: its frames
             stay in the chunks in which they were first made, so a warm-up that is over stays over.
+        closed: the running chunk is history already, although nothing has begun behind it.
     """
 
     chunk: Chunk | None = None
     history: int = 0
     starts: tuple[int, ...] = ()
+    closed: bool = False
+
+    def close(self) -> Clock:
+        """The clock once all frames are history: whatever comes now is a rewrite of them or goes on behind them."""
+        return Clock(self.chunk, self.end, self.starts, closed=True)
 
     @property
     def end(self) -> int:
@@ -49,9 +55,9 @@ class Clock:
         if start < 0 or frames < 1:
             raise HeadforceError("HF-CLOCK", found=f"a pass of {frames} frames at {start}", needed="frames from 0 on")
         now = self.chunk
-        if now is not None and (start, frames) == (now.start, now.frames):
+        if now is not None and (start, frames) == (now.start, now.frames) and not self.closed:
             return Event.REPEAT, self
-        if start == 0:
+        if start == 0 and not (self.closed and frames <= self.history):
             return Event.RESET, Clock(Chunk(0, 0, frames), 0, (0,))
         if start > self.end:
             raise HeadforceError(
@@ -63,7 +69,8 @@ class Clock:
         history = self.end
         # Frames of a pass that the next one begins on top of are gone, and with them whatever lay behind, unless the
         # next pass writes all of them anew.
-        if now.start <= start < now.stop and not (self.history > now.stop and start + frames >= now.stop):
+        within = now.start <= start < now.stop and not self.closed
+        if within and not (self.history > now.stop and start + frames >= now.stop):
             history = start
         if start < history:
             index = bisect_right(self.starts, start) - 1

@@ -16,13 +16,17 @@ import numpy.typing as npt
 
 from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet, HeadMemory, HeadRule, Item, PartItem
-from ..policy.node import NOTHING_HELD, Held
+from ..policy.node import FORGOTTEN, NOTHING_HELD, Held
+from ..policy.switch import Amended
 
 Cell = tuple[int, int, int]
 """(layer, batch row, head): one head of one video."""
 
 Memories = Mapping[Cell, HeadMemory]
 """What the stateful operators of each cell hold. Heads whose rules have no state are not in it."""
+
+
+UNAMENDED = Amended()
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,19 @@ class Planner:
         place = {rule.text: i for i, rule in enumerate(policy.distinct)}
         which = np.array([[place[rule.text] for rule in row] for row in policy.rules], dtype=np.int32)
         self._which = np.repeat(which[:, None], batch, axis=1)
+        self._amended: Mapping[str, Amended] = {}
         self._stateful = [bool(rule.rule.stateful) for rule in policy.distinct]
 
-    def plan(self, chunk: Chunk, memories: Memories | None = None) -> ChunkPlan:
-        """The plan of `chunk`.
+    def plan(
+        self, chunk: Chunk, memories: Memories | None = None, amended: Mapping[str, Amended] | None = None
+    ) -> ChunkPlan:
+        """The plan of `chunk`. `amended` is what prompt switches did to the history of rules, by their text.
 
         Raises HF-HORIZON past the policy's horizon, HF-POSITION for a distance outside its `position_range`, and
         HF-DECISION if a head with state has no memory in `memories`.
         """
         self.policy.check_horizon(chunk)
+        self._amended = amended or {}
         heads = [
             None if stateful else self._head(rule, chunk, NOTHING_HELD)
             for rule, stateful in zip(self.policy.distinct, self._stateful, strict=True)
@@ -147,8 +155,12 @@ class Planner:
 
     def _head(self, rule: HeadRule, chunk: Chunk, held: Held) -> HeadPlan:
         readings: list[Reading] = []
+        amended = self._amended.get(rule.text, UNAMENDED)
+        if amended.forgotten:
+            held = {**held, FORGOTTEN: amended.forgotten}
         for query in chunk.queries if rule.at(chunk).by_query else [chunk.start]:
             one = Reading((query,), rule.read(chunk, query, held), rule.at(chunk).read_parts(chunk, query, held))
+            one = _moved(one, amended) if amended.cuts else one
             if readings and readings[-1].read == one.read:
                 readings[-1] = replace(one, queries=(*readings[-1].queries, query))
             else:
@@ -181,3 +193,16 @@ class Planner:
                 found=f"frame {frame} ({kind}) at distance {far} from query frame {query}",
                 needed=f"a distance of at most {allowed}",
             )
+
+
+def _moved(reading: Reading, amended: Amended) -> Reading:
+    """The reading with everything in front of a cut seen from as much farther away."""
+
+    def positions(item: Item | PartItem) -> tuple[int, ...]:
+        return tuple(p - amended.moved(frame) for frame, p in zip(item.stand, item.positions, strict=True))
+
+    return replace(
+        reading,
+        items=tuple(replace(item, positions=positions(item)) for item in reading.items),
+        parts=tuple(replace(item, positions=positions(item)) for item in reading.parts),
+    )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..policy import BUSIEST, BoundPolicy, Chunk, HeadMemory, Schedule
+from ..policy.memory import Commit
 from .footprint import Footprint
 from .plan import ChunkPlan, HeadPlan, Planner, Reading
 
@@ -31,7 +32,7 @@ def preview(policy: BoundPolicy, schedule: Schedule) -> Iterator[ChunkPlan]:
     for chunk in schedule:
         if before is not None:
             for text, memory in one_of.items():
-                memory.commit(before, chunk, BUSIEST, ruling=rule_of[text].rules_at(before))
+                memory.commit(before, chunk, BUSIEST, Commit(rule_of[text].rules_at(before)))
         yield planner.plan(chunk, memories)
         before = chunk
 

@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, Decide, FrameSet, HeadMemory, HeadRule, Part
-from ..policy.node import Term
+from ..policy.memory import Commit
+from ..policy.node import FORGOTTEN, Term
 from ..policy.parts import Content
+from ..policy.switch import Amended, Answer
 from .clock import Clock, Event
 from .plan import Cell, ChunkPlan, Planner
 from .slots import SlotMap
@@ -107,7 +109,8 @@ class Stream:
 
     After `begin`, `chunk` and `plan` are those of the running pass, and `lanes[lane_of[layer, row, head]]` says which
     page of a head's region holds which frame. `layout` counts how often regions had to grow: page pools follow it.
-    `making` are the parts that are to be made, in this order, before that pass writes anything.
+    `making` are the parts that are to be made, in this order, before that pass writes anything. `amended` is what
+    prompt switches did to the history of each rule, by its text.
     """
 
     def __init__(self, policy: BoundPolicy, batch: int = 1) -> None:
@@ -121,10 +124,12 @@ class Stream:
         self.lanes: list[Lane] = []
         self.lane_of: npt.NDArray[np.int32] = np.empty((policy.layers, batch, policy.heads), dtype=np.int32)
         self._make_lanes()
+        self.amended: dict[str, Amended] = {}
         self._clock = Clock()
         self._onward: Chunk | None = None
         self._rhythms: set[tuple[int, int]] = set()
         self._longest = 0
+        self._owed: int | None = None
 
     def _make_lanes(self) -> None:
         shared: dict[tuple[object, ...], int] = {}
@@ -165,10 +170,47 @@ class Stream:
         All of these leave the stream as it was.
         """
         event, clock = self._clock.step(start, frames)
+        if self._owed is not None and event in (Event.ADVANCE, Event.REWRITE) and start != self._owed:
+            raise HeadforceError(
+                "HF-CLOCK",
+                found=f"a pass at frame {start} after a prompt switch",
+                needed=f"frames {self._owed} to {self.history - 1} run again first, as recache() says",
+            )
         if event is not Event.REPEAT:
             self._enter(event, clock, decide)
         self.events[event] += 1
         return event
+
+    def switch(self, decide: Decider | None = None, answer: Answer | None = None) -> int:
+        """The prompt switches: what was run becomes history, and every rule does with it what it says.
+
+        `answer` goes before what the rules themselves say. Returns how many of the newest frames have to be run again
+        before the stream goes on. Raises HF-CLOCK before the first pass, and what `begin` raises.
+        """
+        if self.chunk is None:
+            raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
+        clock = self._clock.close()
+        memories = [self._committed(lane, clock, decide) if lane.memory else None for lane in self.lanes]
+        coming = [
+            _Next(memory, EMPTY, EMPTY, _kept(lane, memory)) for lane, memory in zip(self.lanes, memories, strict=True)
+        ]
+        for lane, next_ in zip(self.lanes, coming, strict=True):
+            _check_makeable(lane, next_, f"a prompt switch at frame {clock.history}")
+        again = 0
+        for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
+            its = answer or lane.rule.on_switch
+            again = max(again, min(its.again, clock.history))
+            if its.empties_stores and next_.memory is not None:
+                next_.memory.empty()
+                next_ = _Next(next_.memory, EMPTY, EMPTY, _kept(lane, next_.memory))
+            self._commit(i, lane, next_)
+        for rule in self.policy.distinct:
+            before = self.amended.get(rule.text, Amended())
+            self.amended[rule.text] = before.after(answer or rule.on_switch, rule.rule, clock.history)
+        self._onward = self._next_onward(clock)
+        self._clock = clock
+        self._owed = clock.history - again if again else None
+        return again
 
     def reset(self) -> None:
         """Forgets everything; the next pass starts at frame 0."""
@@ -178,6 +220,8 @@ class Stream:
             if lane.memory is not None:
                 lane.memory = HeadMemory(lane.rule.rule)
         self.making = []
+        self.amended = {}
+        self._owed = None
         self.plan = None
         self._clock = Clock()
         self._onward = None
@@ -195,40 +239,54 @@ class Stream:
             for (layer, row, head), lane in np.ndenumerate(self.lane_of)
             if (memory := coming[lane].memory) is not None
         }
-        plan = self.planner.plan(chunk, memories)
+        written = FrameSet.interval(chunk.start, chunk.stop)
+        amended = {text: its.rewritten(written) for text, its in self.amended.items()}
+        plan = self.planner.plan(chunk, memories, {} if event is Event.RESET else amended)
         if event is Event.RESET:
             self.reset()
         for lane, next_ in zip(self.lanes, coming, strict=True):
             _check_held(lane, next_, plan)
         self._make_room(chunk, clock.history, coming)
         for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
-            self.making += _makings(i, lane, next_)
-            lane.present = {**lane.present, **next_.kept}
-            lane.memory = next_.memory
-            lane.slots.keep(next_.live | next_.behind | FrameSet.interval(chunk.start, chunk.stop))
+            self._commit(i, lane, next_)
+            lane.slots.keep(next_.live | next_.behind | written)
             lane.slots.take(chunk.queries)
+        if event is not Event.RESET:
+            self.amended = amended
+        if self._owed is not None:
+            self._owed = chunk.stop if chunk.stop < clock.history else None
         self._onward = self._next_onward(clock)
         self._clock, self.plan = clock, plan
+
+    def _commit(self, number: int, lane: Lane, coming: _Next) -> None:
+        """Takes over what a lane holds from here on, and what has to be made of it."""
+        self.making += _makings(number, lane, coming)
+        lane.present = {**lane.present, **coming.kept}
+        lane.memory = coming.memory
+
+    def _held(self, lane: Lane, memory: HeadMemory | None) -> dict[str, FrameSet]:
+        """What stores hold and what is forgotten, for the rule of a lane to be asked."""
+        amended = self.amended.get(lane.rule.text)
+        lost = {FORGOTTEN: amended.forgotten} if amended and amended.forgotten else {}
+        return {**(memory.held if memory else {}), **lost}
 
     def _next(self, lane: Lane, event: Event, clock: Clock, decide: Decider | None) -> _Next:
         chunk = clock.chunk
         assert chunk is not None
         if event is Event.RESET:
-            nothing = {term.store: EMPTY for term in lane.rule.rule.paged}
-            return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY, nothing)
+            return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY, _kept(lane, None))
         memory = at_end = self._committed(lane, clock, decide) if lane.memory else None
         rewrite = chunk.start < clock.history
         if at_end is not None and rewrite:
             memory = at_end.rewriting(chunk.start)
-        live = lane.rule.live(chunk, memory.held if memory else {})
+        live = lane.rule.live(chunk, self._held(lane, memory))
         behind = EMPTY
         if chunk.stop < clock.history or (rewrite and at_end):
             # The stream may step through the frames behind a rewrite, or go on where its history ends; stores always
             # go on from what they held there.
             resumed = Chunk(len(clock.starts), clock.history, 1)
-            behind = lane.rule.live(resumed, at_end.held if at_end else {}) & lane.slots.held
-        held = at_end.held if at_end else {}
-        kept = {term.store: held.get(term.store, EMPTY) for term in lane.rule.rule.paged}
+            behind = lane.rule.live(resumed, self._held(lane, at_end)) & lane.slots.held
+        kept = _kept(lane, at_end)
         # Stores that keep parts need no frame from before the end of the history, from where they go on.
         return _Next(memory, live, behind, kept, EMPTY if rewrite and kept else live)
 
@@ -248,7 +306,8 @@ class Stream:
                 raise HeadforceError(
                     "HF-DECISION", found=f"no decision for {memory.rule}", needed="a decider for rules with state"
                 )
-            memory.commit(before, after, decide(lane), ruling=lane.rule.rules_at(before))
+            lost = self._held(lane, None).get(FORGOTTEN, EMPTY)
+            memory.commit(before, after, decide(lane), Commit(lane.rule.rules_at(before), lost))
         return memory
 
     def _next_onward(self, clock: Clock) -> Chunk:
@@ -291,20 +350,33 @@ def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:
     if coming.memory is not None:
         needed |= coming.offered  # a store may be offered frames that nothing reads now
     missing = needed - lane.slots.held
-    lost = [m for m in _makings(0, lane, coming) if not _makeable(m)]
-    if lost:
-        raise HeadforceError(
-            "HF-FORGOTTEN",
-            found=f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}, which needs parts of frames "
-            f"{FrameSet.of(f for part in lost[0].parts for f in part.frames)} for {lost[0].term}",
-            needed=f"frames that are still held: {lane.slots.held}",
-        )
+    _check_makeable(lane, coming, f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}")
     if missing:
         raise HeadforceError(
             "HF-FORGOTTEN",
             found=f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}, which needs frames {missing}",
             needed=f"frames that are still held: {lane.slots.held}",
         )
+
+
+def _kept(lane: Lane, memory: HeadMemory | None) -> dict[str, FrameSet]:
+    """The units whose parts are to be in the pages of a lane's stores."""
+    held = memory.held if memory else {}
+    return {term.store: held.get(term.store, EMPTY) for term in lane.rule.rule.paged}
+
+
+def _check_makeable(lane: Lane, coming: _Next, what: str) -> None:
+    """HF-FORGOTTEN if a store needs parts of frames that have no page any more."""
+    for making in _makings(0, lane, coming):
+        had = {part.content for part in making.old}
+        new = [part for part in making.parts if part.content not in had]
+        if any(frame not in making.page for part in new for frame in part.frames):
+            raise HeadforceError(
+                "HF-FORGOTTEN",
+                found=f"{what}, for which {making.term} needs parts of frames "
+                f"{FrameSet.of(f for part in new for f in part.frames)}",
+                needed=f"frames that are still held: {lane.slots.held}",
+            )
 
 
 def _makings(number: int, lane: Lane, coming: _Next) -> Iterator[Making]:
@@ -317,8 +389,3 @@ def _makings(number: int, lane: Lane, coming: _Next) -> Iterator[Making]:
         parts = tuple(part for part in term.op.parts(wanted) if part not in old)
         if parts:
             yield Making(number, term, parts, dict(lane.slots.slot), old)
-
-
-def _makeable(making: Making) -> bool:
-    contents = {part.content for part in making.old}
-    return all(part.content in contents or all(f in making.page for f in part.frames) for part in making.parts)

@@ -13,6 +13,7 @@ from ..errors import HeadforceError
 from ..policy import BoundPolicy, Chunk, FrameSet, HeadRule, Warmup, oracle
 from ..policy.memory import Record
 from ..policy.parts import Content
+from ..policy.switch import Amended
 from .plan import ChunkPlan, HeadPlan
 from .slots import SlotMap
 from .stream import Stream
@@ -36,8 +37,9 @@ def check_plan(stream: Stream) -> None:
         seen.add(key)
         try:
             _check_slots(lane.slots, chunk)
-            record = lane.memory.record if lane.memory else None
-            _check_readings(rule, plan.of(layer, head, row), chunk, lane.slots.held, record)
+            record = lane.memory.explained() if lane.memory else None
+            amended = stream.amended.get(rule.text)
+            _check_readings(rule, plan.of(layer, head, row), chunk, lane.slots.held, record, amended)
         except HeadforceError as error:
             raise error.at(f"layer {layer}, batch row {row}, head {head}") from None
 
@@ -53,7 +55,14 @@ def _check_slots(slots: SlotMap, chunk: Chunk) -> None:
         )
 
 
-def _check_readings(rule: HeadRule, plan: HeadPlan, chunk: Chunk, held: FrameSet, record: Record | None) -> None:
+def _check_readings(
+    rule: HeadRule,
+    plan: HeadPlan,
+    chunk: Chunk,
+    held: FrameSet,
+    record: Record | None,
+    amended: Amended | None = None,
+) -> None:
     warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup is not None else None
     queries = sorted(query for reading in plan.readings for query in reading.queries)
     if queries != list(chunk.queries):
@@ -64,14 +73,27 @@ def _check_readings(rule: HeadRule, plan: HeadPlan, chunk: Chunk, held: FrameSet
         )
     for reading in plan.readings:
         planned = {int(frame): int(frame + shift) for frame, shift in reading.frames}
+        parts = {
+            (item.store, *part.content): position
+            for item in reading.parts
+            for part, position in zip(item.parts, item.positions, strict=True)
+        }
         for query in reading.queries:
-            wanted = oracle.read(rule.rule, warmup, chunk, query, record)
+            wanted = oracle.read(rule.rule, warmup, chunk, query, record, amended)
             if planned != wanted or any(frame not in held for frame in wanted):
                 raise HeadforceError(
                     "HF-VERIFY-PLAN",
                     site=f"query frame {query}",
                     found=f"a plan that reads {planned} of the held frames {held}",
                     needed=f"{wanted} (frame: position)",
+                )
+            wanted_parts = oracle.read_parts(rule.rule, warmup, chunk, query, record, amended)
+            if parts != wanted_parts:
+                raise HeadforceError(
+                    "HF-VERIFY-PLAN",
+                    site=f"query frame {query}",
+                    found=f"a plan that reads the parts {parts}",
+                    needed=f"{wanted_parts} ((store, frames, segment, of how many): position)",
                 )
 
 

@@ -3,38 +3,46 @@
 from .bound import BoundPolicy, Capacity, HeadRule
 from .chunk import Chunk, Schedule
 from .frameset import FrameSet
-from .grammar import parse_rule
+from .grammar import parse_answer, parse_rule
 from .memory import BUSIEST, Decide, HeadMemory, PagedStore, StoreOp, Write
 from .op import Op, load_ops, policy_op
 from .parts import Part
 from .policy import Policy, Warmup
 from .positions import Clamp, Collapse, Keep
 from .rule import Item, PartItem, Rule
+from .switch import Amended, Answer, Cut, Flush, KeepAll, Recache
 
 __all__ = [
     "BUSIEST",
+    "Amended",
+    "Answer",
     "BoundPolicy",
     "Capacity",
     "Chunk",
     "Clamp",
     "Collapse",
+    "Cut",
     "Decide",
+    "Flush",
     "FrameSet",
     "HeadMemory",
     "HeadRule",
     "Item",
     "Keep",
+    "KeepAll",
     "Op",
     "PagedStore",
     "Part",
     "PartItem",
     "Policy",
+    "Recache",
     "Rule",
     "Schedule",
     "StoreOp",
     "Warmup",
     "Write",
     "load_ops",
+    "parse_answer",
     "parse_rule",
     "policy_op",
 ]

@@ -18,6 +18,7 @@ from .node import NOTHING_HELD, Held
 from .op import Op
 from .ops.native import UNMODIFIED, Native
 from .rule import Item, Rule
+from .switch import KEEP_ALL, Answer
 from .symbolic import N, S, limit
 
 if TYPE_CHECKING:
@@ -31,12 +32,14 @@ class HeadRule:
     rule: Rule
     warmup: Rule | None = None
     warmup_chunks: int = 0
+    on_switch: Answer = KEEP_ALL
 
     @cached_property
     def text(self) -> str:
         """The rule as written. Which operator a frame is listed under depends on the order of operands."""
         begin = "" if self.warmup is None else f"{self.warmup} for {self.warmup_chunks} chunks, then "
-        return begin + str(self.rule)
+        end = "" if self.on_switch == KEEP_ALL else f"; at a prompt switch {self.on_switch}"
+        return begin + str(self.rule) + end
 
     def at(self, chunk: Chunk) -> Rule:
         """The rule in force for `chunk`."""
@@ -215,7 +218,10 @@ def bind(policy: Policy, layers: int, heads: int, native: Rule | None, tokens: i
     classes = tuple(tuple(policy.class_of(layer, head) for head in range(heads)) for layer in range(layers))
     of_class = {
         name: HeadRule(
-            resolved(UNMODIFIED if name is None else policy.classes[name]), warm_rule, warmup.chunks if warmup else 0
+            resolved(UNMODIFIED if name is None else policy.classes[name]),
+            warm_rule,
+            warmup.chunks if warmup else 0,
+            policy.on_switch.get(name, KEEP_ALL) if name is not None else KEEP_ALL,
         )
         for name in {name for row in classes for name in row}
     }

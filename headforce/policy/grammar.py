@@ -21,6 +21,7 @@ from .node import Term
 from .op import build_op, construct, find_op
 from .positions import CONTIGUOUS, KEEP, MAPS, PositionMap
 from .rule import Rule
+from .switch import ANSWERS, Answer
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|"(?P<string>[^"]*)"|(?P<sign>[|&@(),=]))"""
@@ -37,6 +38,20 @@ def parse_rule(text: str) -> Rule:
     HF-RULE-FORM for parts that do not go together.
     """
     return _Reader(text).whole().checked()
+
+
+def parse_answer(text: str) -> Answer:
+    """The answer to a prompt switch written in `text`, such as `flush(2)`. Raises as `parse_rule` does."""
+    reader = _Reader(text)
+    name = reader.name("an answer to a prompt switch")
+    if name not in ANSWERS:
+        raise HeadforceError(
+            "HF-OP-UNKNOWN", found=f"answer {name!r}{nearest(name, ANSWERS)}", needed="one of " + ", ".join(ANSWERS)
+        )
+    answer: Answer = construct(ANSWERS[name], name, *reader.arguments({}))
+    if reader.peek != _END:
+        reader.fail("the end")
+    return answer
 
 
 class _Reader:

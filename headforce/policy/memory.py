@@ -29,6 +29,19 @@ class Write:
     replaced: FrameSet = EMPTY
 
 
+@dataclass(frozen=True)
+class Commit:
+    """What stores have to know of a commit.
+
+    Attributes:
+        ruling: false as long as the chunk before was one of the warm-up, under which another rule was in force.
+        lost: frames that a prompt switch made the head forget.
+    """
+
+    ruling: bool = True
+    lost: FrameSet = EMPTY
+
+
 class StoreOp(Op):
     """Base of operators with state: a store of `slots` units that changes only at commit.
 
@@ -46,9 +59,9 @@ class StoreOp(Op):
         raise NotImplementedError
 
     def offered(
-        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, ruling: bool
+        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, when: Commit
     ) -> tuple[Write, ...]:
-        """What is written when these frames arrive. `ruling` is false at a commit of the warm-up."""
+        """What is written when these frames arrive."""
         writes: list[Write] = []
         for unit in self.units(arrived - _union(held)):
             novel, least_novel = decide.novel(store, held, unit)
@@ -147,20 +160,18 @@ class HeadMemory:
         """The frames held by each store."""
         return {name: _union(units) for name, units in self.stores.items()}
 
-    def commit(self, before: Chunk, after: Chunk, decide: Decide, *, ruling: bool = True) -> None:
-        """Makes frames before.start..after.start-1 history and offers the candidates among them to every store.
-
-        `ruling` is false as long as `before` is a chunk of the warm-up, under which another rule was in force.
-        """
+    def commit(self, before: Chunk, after: Chunk, decide: Decide, when: Commit | None = None) -> None:
+        """Makes frames before.start..after.start-1 history and offers the candidates among them to every store."""
+        when = when or Commit()
         gone: dict[str, FrameSet] = {}
         pending = list(self.rule.stateful)
         while pending:
             # A store that is fed by another one waits for it; `Rule.checked` has excluded circles.
             term = next(t for t in pending if all(t.op.feeds_from != other.store for other in pending))
-            arrived = self._arrived(term, before, after, gone)
+            arrived = self._arrived(term, before, after, gone) - when.lost
             if term.op.paged and term.op.feeds_from:
                 arrived -= self._whole(after)
-            gone[term.store] = self._offer(term, arrived, after.start, decide, ruling)
+            gone[term.store] = self._offer(term, arrived, after.start, decide, when)
             pending.remove(term)
         self.committed = after.start
 
@@ -198,6 +209,11 @@ class HeadMemory:
             record[store, self.committed] = tuple(Write(unit) for unit in self.stores.get(store, ()))
         return record
 
+    def empty(self) -> None:
+        """Forgets all that the stores hold, and how it came there."""
+        self.stores = {}
+        self.record = {(term.store, self.committed): () for term in self.rule.stateful}
+
     def forget_after(self, committed: int) -> None:
         """Drops what was decided when more than `committed` frames were history: those frames are gone."""
         self.record = {key: writes for key, writes in self.record.items() if key[1] <= committed}
@@ -221,11 +237,11 @@ class HeadMemory:
         """The frames that the rule goes on reading as a whole, of which a part would be read twice."""
         return fold(self.rule.node, lambda term: EMPTY if term.op.paged else live_of(term, after, self.held))
 
-    def _offer(self, term: Term, arrived: FrameSet, committed: int, decide: Decide, ruling: bool) -> FrameSet:
+    def _offer(self, term: Term, arrived: FrameSet, committed: int, decide: Decide, when: Commit) -> FrameSet:
         """Offers what arrived to one store; the frames that the store lets go of."""
         op = self._op(term.store)
         held = self.stores.get(term.store, ())
-        writes = op.offered(term.store, held, arrived, decide, ruling)
+        writes = op.offered(term.store, held, arrived, decide, when)
         held = self.stores[term.store] = op.after(held, writes)
         self.record[term.store, committed] = writes
         return _union(tuple(write.replaced for write in writes)) - _union(held)

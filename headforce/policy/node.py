@@ -17,6 +17,9 @@ Held = Mapping[str, FrameSet]
 
 NOTHING_HELD: Held = {}
 
+FORGOTTEN = ""
+"""The key in `Held` under which are the frames that a prompt switch made the head forget. No store has that name."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -78,12 +81,18 @@ def frames_of(term: Term, chunk: Chunk, query: int, held: Held) -> FrameSet:
     """The whole frames that one operator gives a query frame; none where it gives parts."""
     if term.op.paged:
         return EMPTY
-    return held.get(term.store, EMPTY) if term.op.stateful else term.op.frames(chunk, query)
+    return held.get(term.store, EMPTY) if term.op.stateful else term.op.frames(chunk, query) - _lost(held)
 
 
 def live_of(term: Term, chunk: Chunk, held: Held) -> FrameSet:
     """The frames below chunk.start that one operator can still give, or still needs for its parts."""
-    return held.get(term.store, EMPTY) if term.op.stateful and not term.op.paged else term.op.live(chunk)
+    if term.op.stateful and not term.op.paged:
+        return held.get(term.store, EMPTY)
+    return term.op.live(chunk) - _lost(held)
+
+
+def _lost(held: Held) -> FrameSet:
+    return held.get(FORGOTTEN, EMPTY)
 
 
 def fold(node: Node, leaf: Callable[[Term], FrameSet]) -> FrameSet:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from ..errors import HeadforceError
 from .chunk import Chunk
 from .frameset import FrameSet
-from .node import Intersection, Node, Term, Union
+from .node import FORGOTTEN, Intersection, Node, Term, Union
 from .rule import Rule
 
 if TYPE_CHECKING:
     from .memory import Record
     from .parts import Part
     from .policy import Warmup
+    from .switch import Amended
 
 
 Stores = dict[str, set[int]]
@@ -79,7 +80,10 @@ def _interpret(node: Node, chunk: Chunk, query: int, stores: dict[str, set[int]]
     if isinstance(node, Term):
         if node.op.paged:
             return {}
-        frames = stores.get(node.store, set()) if node.op.stateful else node.op.materialize(chunk, query)
+        if node.op.stateful:
+            frames = stores.get(node.store, set())
+        else:
+            frames = node.op.materialize(chunk, query) - stores.get(FORGOTTEN, set())
         return {frame: node.map.position(frame, query) for frame in frames}
     parts = [_interpret(part, chunk, query, stores) for part in node.parts]
     if isinstance(node, Union):
@@ -116,18 +120,47 @@ def rule_of(rule: Rule, warmup: Warmup | None, chunk: Chunk) -> Rule:
     return warmup.rule if warmup is not None and chunk.index < warmup.chunks else rule
 
 
-def read(rule: Rule, warmup: Warmup | None, chunk: Chunk, query: int, record: Record | None = None) -> dict[int, int]:
-    """The whole frames that query frame `query` of a head with `rule` reads besides its chunk: frame -> position."""
+def read(
+    rule: Rule,
+    warmup: Warmup | None,
+    chunk: Chunk,
+    query: int,
+    record: Record | None = None,
+    amended: Amended | None = None,
+) -> dict[int, int]:
+    """The whole frames that query frame `query` of a head with `rule` reads besides its chunk: frame -> position.
+
+    `amended` is what prompt switches did to the history.
+    """
     now = rule_of(rule, warmup, chunk)
-    return interpret(now, chunk, query, replay(now, record or {}, chunk.start) if now.stateful else None)
+    positions = interpret(now, chunk, query, _stores(now, chunk, record, amended))
+    return {frame: position - _moved(frame, amended) for frame, position in positions.items()}
 
 
 def read_parts(
-    rule: Rule, warmup: Warmup | None, chunk: Chunk, query: int, record: Record | None = None
+    rule: Rule,
+    warmup: Warmup | None,
+    chunk: Chunk,
+    query: int,
+    record: Record | None = None,
+    amended: Amended | None = None,
 ) -> dict[Key, int]:
     """The parts of frames that it reads besides: what they are -> position."""
     now = rule_of(rule, warmup, chunk)
-    return interpret_parts(now, chunk, query, replay(now, record or {}, chunk.start)) if now.stateful else {}
+    stores = _stores(now, chunk, record, amended)
+    stands = {(t.store, p.frames, p.index, p.of): p.at for t, p in _parts(now, chunk, query, stores)}
+    positions = interpret_parts(now, chunk, query, stores)
+    return {key: position - _moved(stands[key], amended) for key, position in positions.items()}
+
+
+def _stores(rule: Rule, chunk: Chunk, record: Record | None, amended: Amended | None) -> Stores:
+    stores = replay(rule, record or {}, chunk.start) if rule.stateful else {}
+    return {**stores, FORGOTTEN: set(amended.forgotten)} if amended is not None else stores
+
+
+def _moved(frame: int, amended: Amended | None) -> int:
+    """How much farther away a frame is seen since the cuts behind it."""
+    return sum(jump for committed, jump in amended.cuts if frame < committed) if amended is not None else 0
 
 
 def live(rule: Rule, warmup: Warmup | None, chunks: Sequence[Chunk], at: int) -> set[int]:

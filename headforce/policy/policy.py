@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HeadforceError, nearest
 from .ops.native import UNMODIFIED
 from .rule import Rule
+from .switch import KEEP_ALL, Answer
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -45,6 +46,7 @@ class Policy:
         warmup: another rule for the first chunks of a stream.
         horizon: most frames of a stream; needed when a rule is unbounded without it.
         position_range: the largest distance, in frames, at which a query may see any frame.
+        on_switch: class -> what its heads do with their memory when the prompt switches; others keep it.
 
     Policies compare and hash by meaning: class names and spelling do not count, the rule of every head does.
     Raises HF-POLICY-VALUE for a class that does not exist or a head that is named twice.
@@ -57,6 +59,7 @@ class Policy:
     warmup: Warmup | None = None
     horizon: int | None = None
     position_range: int | None = None
+    on_switch: Mapping[str, Answer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, rule in self.classes.items():
@@ -84,6 +87,8 @@ class Policy:
                             needed="every head of a layer in one class, once",
                         )
                     seen[head] = name
+        for name in self.on_switch:
+            self._need_class("on_switch", name)
         for name in ("horizon", "position_range"):
             if getattr(self, name) is not None:
                 _need_count(name, getattr(self, name))
@@ -102,7 +107,8 @@ class Policy:
     @cached_property
     def moves(self) -> bool:
         """True when some frame may be read at another position than its own."""
-        return any(rule.moves for rule in (*self.classes.values(), *([self.warmup.rule] if self.warmup else [])))
+        rules = (*self.classes.values(), *([self.warmup.rule] if self.warmup else []))
+        return any(rule.moves for rule in rules) or any(answer.jump for answer in self.on_switch.values())
 
     def class_of(self, layer: int, head: int) -> str | None:
         """The class of a head; None if it has none and reads what the model itself reads."""
@@ -134,15 +140,21 @@ class Policy:
 
     # --- equality -----------------------------------------------------------------------------------------------
 
+    def _kind(self, name: str | None) -> tuple[Rule, Answer]:
+        """The rule of a class, and its answer to a prompt switch."""
+        if name is None:
+            return UNMODIFIED, KEEP_ALL
+        return self.classes[name], self.on_switch.get(name, KEEP_ALL)
+
     @cached_property
     def _meaning(self) -> tuple[Any, ...]:
-        """(default rule, {layer: (its rule, {head: its rule})} where they differ, warm-up, horizon, range)."""
-        default = UNMODIFIED if self.default is None else self.classes[self.default]
+        """(default kind, {layer: (its kind, {head: its kind})} where they differ, warm-up, horizon, range)."""
+        default = self._kind(self.default)
         exceptions = []
         for layer in sorted({*self.layers, *self.heads}):
-            base = self.classes[self.layers[layer]] if layer in self.layers else default
-            by_class = self.heads.get(layer, {})
-            heads = [(h, self.classes[name]) for name, hs in by_class.items() for h in hs if self.classes[name] != base]
+            base = self._kind(self.layers[layer]) if layer in self.layers else default
+            kinds = [(h, self._kind(name)) for name, hs in self.heads.get(layer, {}).items() for h in hs]
+            heads = [(h, kind) for h, kind in kinds if kind != base]
             if heads or base != default:
                 exceptions.append((layer, base, tuple(sorted(heads, key=lambda entry: entry[0]))))
         warmup = (self.warmup.chunks, self.warmup.rule) if self.warmup else None
@@ -160,8 +172,11 @@ class Policy:
         default, exceptions, warmup, horizon, distance = self._meaning
         text = repr(
             (
-                default.digest,
-                [(layer, base.digest, [(h, rule.digest) for h, rule in heads]) for layer, base, heads in exceptions],
+                _digest(default),
+                [
+                    (layer, _digest(base), [(h, _digest(kind)) for h, kind in heads])
+                    for layer, base, heads in exceptions
+                ],
                 (warmup[0], warmup[1].digest) if warmup else None,
                 horizon,
                 distance,
@@ -196,6 +211,11 @@ class Policy:
         from .file import save
 
         save(self, path)
+
+
+def _digest(kind: tuple[Rule, Answer]) -> str:
+    rule, answer = kind
+    return rule.digest if answer == KEEP_ALL else f"{rule.digest} {answer}"
 
 
 def _need_count(name: str, value: object) -> None:

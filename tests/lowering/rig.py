@@ -139,12 +139,14 @@ class Rig:
         memory = self.stream.lane(layer, head, batch).memory
         warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup else None
         record = memory.explained() if memory else None
-        reads = oracle.read(rule.rule, warmup, chunk, query, record)
+        amended = self.stream.amended.get(rule.text)
+        reads = oracle.read(rule.rule, warmup, chunk, query, record, amended)
         reads.update({frame: frame for frame in chunk.queries if rule.at(chunk).reads_chunk})
         rows = [
             (*self._frame(layer, batch, head, frame), position - frame) for frame, position in sorted(reads.items())
         ]
-        for (store, *content), position in sorted(oracle.read_parts(rule.rule, warmup, chunk, query, record).items()):
+        parts = oracle.read_parts(rule.rule, warmup, chunk, query, record, amended)
+        for (store, *content), position in sorted(parts.items()):
             k, v, at = self._part((layer, batch, head), store, content)
             rows.append((k, v, position - at))
         if not rows:

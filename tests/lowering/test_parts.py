@@ -1,5 +1,6 @@
 """Stores that keep parts of frames: what attention reads of them, against keys that were never paged nor copied."""
 
+import dataclasses
 import math
 
 import hypothesis.strategies as st
@@ -29,7 +30,20 @@ class Parts(Rig):
 
     def __init__(self, rule, *, layers=2, heads=3, warmup=None, known=True, others=None, **kwargs):
         rules = {"a": parse_rule(rule) if isinstance(rule, str) else rule, "b": parse_rule("sink(1) | window(2)")}
-        policy = Policy(rules, default="a", heads=others or {}, warmup=warmup, horizon=400)
+        policy = self.policy_of(rules, default="a", heads=others or {}, warmup=warmup, horizon=400)
+        self._set_up(policy, layers, heads, known, kwargs)
+
+    @staticmethod
+    def of(policy, layers=1, heads=1, **kwargs):
+        """A rig for a whole policy."""
+        rig = Parts.__new__(Parts)
+        rig._set_up(policy, layers, heads, True, kwargs)
+        return rig
+
+    def policy_of(self, rules, **settings):
+        return Policy(rules, **settings)
+
+    def _set_up(self, policy, layers, heads, known, kwargs):
         bound = policy.bind(layers=layers, heads=heads, tokens=TOKENS)
         super().__init__(bound, tokens=TOKENS, head_dim=2 * (TIME + SPACE), pairs=TIME, value_dim=3, **kwargs)
         places = torch.zeros(TOKENS, TIME + SPACE, dtype=DOUBLE)
@@ -51,6 +65,9 @@ class Parts(Rig):
         check_plan(self.stream)
         check_tables(self.pool)
         return event
+
+    def switch(self, answer=None):
+        return self.stream.switch(decider(self.pool, self.turning), answer)
 
     def _part(self, cell, store, content):
         return self.made[cell, store, tuple(content)]
@@ -380,3 +397,32 @@ def test_a_muted_head_is_silent(target):
         check_tables(rig.pool)
     assert oracle.read(parse_rule("mute()"), None, rig.stream.chunk, 6) == {}
     assert rig.stream.lane(0, 1).slots.pages == 3  # a model's keys are written all the same
+
+
+# --- the checker is checked ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [SELECT, MERGE])
+def test_a_plan_that_reads_other_parts_is_found(rule):
+    rig = rollout(rule, 6)
+    plan = rig.stream.plan.heads[0]
+    (reading, *rest) = plan.readings
+    (item,) = reading.parts
+    fewer = dataclasses.replace(item, parts=item.parts[1:], positions=item.positions[1:])
+    moved = dataclasses.replace(item, positions=tuple(p + 1 for p in item.positions))
+    for wrong in (fewer, moved):
+        readings = (dataclasses.replace(reading, parts=(wrong,)), *rest)
+        wrong_plan = dataclasses.replace(plan, readings=readings)
+        rig.stream.plan = dataclasses.replace(rig.stream.plan, heads=(wrong_plan, *rig.stream.plan.heads[1:]))
+        with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
+            check_plan(rig.stream)
+        with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
+            check_tables(rig.pool)
+
+
+def test_tables_that_name_another_part_are_found():
+    rig = rollout(SELECT, 6)
+    runs = rig.pool.runs[0]
+    runs[0, 0] += TOKENS // 4
+    with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
+        check_tables(rig.pool)

@@ -83,6 +83,15 @@ class Adapter(ABC):
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         """What the unmodified model reads."""
 
+    def text_caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The caches of cross-attention, from the arguments of a call; empty for a call or a family without any."""
+        return []
+
+    def forget_text(self, caches: Sequence[Any]) -> None:
+        """Makes the next pass compute keys and values of its text anew. `caches` is what `text_caches` gave."""
+        if caches:
+            raise NotImplementedError(f"{type(self).__name__} names text caches, but does not say how to empty them")
+
     def install(self, model: nn.Module) -> ExitStack:
         """What has to be replaced on this one model for as long as it is prepared; closing the stack undoes it."""
         return ExitStack()

@@ -17,6 +17,7 @@ from ...policy import Rule, parse_rule
 from .adapter import Adapter, LayerCache, adapter
 
 CACHE_ARGUMENT = "kv_cache"
+TEXT_CACHE_ARGUMENT = "crossattn_cache"
 
 
 class DictCache(LayerCache):
@@ -53,10 +54,23 @@ class DictCacheAdapter(Adapter):
         caches = bound.arguments.get(CACHE_ARGUMENT)
         return [DictCache(cache) for cache in caches] if caches is not None else []
 
+    def text_caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
+        return list(bound.arguments.get(TEXT_CACHE_ARGUMENT) or [])
+
+    def forget_text(self, caches: Sequence[Any]) -> None:
+        forget_text(caches)
+
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         sink = next((int(m.sink_size) for m in model.modules() if hasattr(m, "sink_size")), 0)
         held = cache_rows // tokens_per_frame
         return window_rule(held=held, read=held, sink=sink)
+
+
+def forget_text(caches: Sequence[dict[str, Any]]) -> None:
+    """Cross-attention of this protocol computes K and V of the text when `is_init` is false."""
+    for cache in caches:
+        cache["is_init"] = False
 
 
 def window_rule(*, held: int, read: int, sink: int) -> Rule:

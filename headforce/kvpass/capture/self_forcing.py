@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ...policy import Rule
 from .adapter import Adapter, LayerCache, adapter
-from .dict_cache import CACHE_ARGUMENT, DictCache, window_rule
+from .dict_cache import CACHE_ARGUMENT, TEXT_CACHE_ARGUMENT, DictCache, forget_text, window_rule
 from .patches import patched
 
 _INDICES = ("global_end_index", "local_end_index")
@@ -127,6 +127,12 @@ class SelfForcingAdapter(Adapter):
 
         caches = self._arguments(model, args, kwargs).get(CACHE_ARGUMENT)
         return [BoxedDictCache(cache, adopted=layer_of(cache["k"]) is not None) for cache in caches or []]
+
+    def text_caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        return list(self._arguments(model, args, kwargs).get(TEXT_CACHE_ARGUMENT) or [])
+
+    def forget_text(self, caches: Sequence[Any]) -> None:
+        forget_text(caches)
 
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         attention = model.blocks[0].self_attn  # type: ignore[union-attr, index]

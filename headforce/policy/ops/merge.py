@@ -8,7 +8,7 @@ import sympy
 
 from ..chunk import Chunk
 from ..frameset import EMPTY, FrameSet
-from ..memory import Decide, PagedStore, Write
+from ..memory import Commit, Decide, PagedStore, Write
 from ..op import policy_op
 from ..parts import Part
 
@@ -64,10 +64,10 @@ class Merge(PagedStore):
         return tuple(FrameSet.interval(end - self.block, end) for end in ends)[-self.last :]
 
     def offered(
-        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, ruling: bool
+        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, when: Commit
     ) -> tuple[Write, ...]:
         writes: list[Write] = []
-        for unit in self.units(arrived):
+        for unit in (unit for unit in self.units(arrived) if not unit & when.lost):
             writes.append(Write(unit, held[0] if len(held) == self.last else EMPTY))
             held = self.after(held, (writes[-1],))
         return tuple(writes)

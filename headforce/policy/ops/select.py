@@ -10,7 +10,7 @@ import sympy
 from ...errors import HeadforceError
 from ..chunk import Chunk
 from ..frameset import EMPTY, FrameSet
-from ..memory import Decide, PagedStore, Write
+from ..memory import Commit, Decide, PagedStore, Write
 from ..op import is_name, policy_op
 from ..parts import Part
 from .episodic import Evicted
@@ -99,9 +99,9 @@ class Select(PagedStore):
         return (segments,) if segments else ()
 
     def offered(
-        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, ruling: bool
+        self, store: str, held: tuple[FrameSet, ...], arrived: FrameSet, decide: Decide, when: Commit
     ) -> tuple[Write, ...]:
-        if not ruling or not arrived:
+        if not when.ruling or not arrived:
             return ()
         (candidates,) = self.units(arrived)
         if self.pool == "all" and held:
