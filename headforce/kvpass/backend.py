@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from ..errors import HeadforceError
 from .find import find_sites
 from .inner import compile_inner
-from .layers import PLAIN, VIEW
+from .layers import PLAIN, VIEW, variant_of
 from .options import Options, read_options
 from .report import Report
 from .session import Session, active_session, recording_refusals
@@ -48,7 +48,7 @@ def headforce_backend(
         report = find_sites(copied, example_inputs)
         variant = PLAIN if settings.policy is None else VIEW
         if session is not None:
-            variant = session.mode
+            variant = variant_of(session.mode, session.policy)
         if variant != PLAIN:
             check_refused(report, settings)
             _check_gradients(example_inputs, report)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,12 +20,18 @@ from .torch_private import StorageKey, storage_key
 if TYPE_CHECKING:
     from ..lowering.plan import ChunkPlan
     from ..lowering.state.turning import Turning
-    from ..policy import Answer
+    from ..policy import Answer, Policy
     from .session import Session
     from .site import Site
 
-PLAIN, OWNED, VIEW = "plain", "owned", "view"
-"""The variants of a graph: unchanged, with K and V in our pools, and reading the model's own cache."""
+PLAIN, OWNED, OBSERVED, VIEW = "plain", "owned", "observed", "view"
+"""The variants of a graph: unchanged; with K and V in our pools; the same, with a sample of the queries kept; and
+reading the model's own cache."""
+
+
+def variant_of(mode: str, policy: Policy) -> str:
+    """The variant that runs for a model prepared in `mode`."""
+    return OBSERVED if mode == OWNED and policy.classify is not None else mode
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Caches(ABC):
         rotation: how keys turn, set when the first site runs.
     """
 
-    variant: ClassVar[str]
+    variant: str
     session: Session | None
     layers: list[Layer]
     rotation: Turning | None = None

@@ -34,12 +34,19 @@ class Lowered:
 
 
 def lower_owned(
-    module: GraphModule, example_inputs: Sequence[Any], sites: Sequence[Site], target: str, device: torch.device
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    sites: Sequence[Site],
+    target: str,
+    device: torch.device,
+    *,
+    observed: bool = False,
 ) -> Lowered:
     """Rewrites `module`, a copy that nobody else uses, so that every site writes and reads pages.
 
     Where the target rotates by itself and the graph shows the factors, RoPE and the page write are one operation too.
-    Inputs are added for (k_pool, v_pool, theta), then for (reads, runs, pages) of each site.
+    Inputs are added for (k_pool, v_pool, theta), then for (reads, runs, pages) of each site. With `observed` a sample
+    of every query is kept: its rows are an input behind theta, and what is kept of a site is one behind its pages.
     """
     added = AddedInputs(module, example_inputs)
     first = sites[0]
@@ -47,6 +54,7 @@ def lower_owned(
     k_pool = added.add("hf_k_pool", (24, rows, first.head_dim), first.cache.dtype, device, (0, 1))
     v_pool = added.add("hf_v_pool", (24, rows, first.value_dim), first.cache.dtype, device, (0, 1))
     theta = _theta(added, device)
+    rows_kept = added.add("hf_rows", (14,), torch.int64, device, (0,)) if observed else None
     replaced: dict[Node, Node] = {}
     for i, site in enumerate(_in_turn(sites, replaced)):
         reads, runs = _tables(added, i, device)
@@ -54,6 +62,9 @@ def lower_owned(
         with module.graph.inserting_before(site.node):
             write = _rotate_and_write if fuses_rope(target) and rotatable(site) else _write
             query = write(module.graph, site, (k_pool, v_pool, pages))
+            if rows_kept is not None:
+                kept = added.add(f"hf_kept_{i}", (3, 14, 5, site.head_dim), site.dtype, device, (0, 1, 2))
+                module.graph.call_function(torch.ops.headforce.keep_queries.default, (query, rows_kept, kept))
         sources = (query, k_pool, v_pool, reads, runs, theta)
         replaced[site.node] = _replace(module.graph, site, sources, site.scale, target)
         _erase_unused(module.graph, (*site.cache.roll_nodes, *site.cache.write_nodes), written=True)

@@ -17,7 +17,8 @@ from ..lowering.stream import Stream
 from ..lowering.verify import check_plan, check_tables
 from ..policy import Answer, Rule
 from .capture import LayerCache
-from .layers import OWNED, Caches, Layer, PassFacts, owned
+from .head_classes import HeadClasses
+from .layers import OWNED, Caches, Layer, PassFacts, owned, variant_of
 from .shell import make_shell
 from .site import Site
 
@@ -33,19 +34,19 @@ class OwnedCaches(Caches):
         caches: the model's caches, which must be empty; their tensors are replaced by shells.
     """
 
-    variant = OWNED
-
     def __init__(self, session: Session, caches: Sequence[LayerCache]) -> None:
         if not all(cache.is_empty() for cache in caches):
             raise HeadforceError(
                 "HF-ADOPT", found="a cache that already holds a part of a video", needed="an empty cache"
             )
         self.session = session
+        self.variant = variant_of(OWNED, session.policy)
         self.caches = list(caches)
         self.shells = [tuple(make_shell(t.shape, t.dtype, t.device) for t in cache.tensors()) for cache in self.caches]
         self.layers = [Layer(self, i) for i in range(len(caches))]
         self.stream: Stream | None = None
         self.pool: PagePool | None = None
+        self.heads: HeadClasses | None = None
         self._checked: ChunkPlan | None = None
         for cache, (k, v), layer in zip(self.caches, self.shells, self.layers, strict=True):
             cache.replace(k, v)
@@ -71,9 +72,16 @@ class OwnedCaches(Caches):
 
     def see_reset(self) -> None:
         if self.stream is not None and self.stream.chunk is not None and self.caches[0].is_empty():
-            self.stream.reset()
+            self._begin_anew()
             for layer in self.layers:
                 layer.evicted = 0
+
+    def _begin_anew(self) -> None:
+        assert self.stream is not None
+        if self.heads is None:
+            self.stream.reset()
+        else:  # the next video's heads are classified by themselves
+            self.stream = self.pool = self.heads = None
 
     def switch(self, answer: Answer | None) -> int:
         if self.stream is None or self.pool is None or self.rotation is None:
@@ -85,11 +93,15 @@ class OwnedCaches(Caches):
         evicted = layer.rows_evicted(facts)
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
+        if self.heads is not None and self.stream is not None and facts.start == 0 and self.stream.history:
+            self._begin_anew()
         if self.stream is None:
-            bound = self.session.policy.bind(
-                layers=len(self.layers), heads=site.heads, native=native, tokens=facts.rows
-            )
-            stream = Stream(bound, facts.batch)
+            policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
+            of_model["tokens"] = facts.rows
+            if policy.classify is not None:
+                self.heads = HeadClasses(policy, len(self.layers), of_model, native)
+                policy = policy.undecided()
+            stream = Stream(policy.bind(**of_model, native=native), facts.batch)
             self.pool = PagePool(stream, shape, canonical=self.session.canonical)
             self.stream = stream
         assert self.pool is not None
@@ -98,7 +110,11 @@ class OwnedCaches(Caches):
             raise HeadforceError(
                 "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
             )
+        if self.heads is not None:
+            self.heads.before(facts, self.pool, self.rotation)
         self.stream.begin(facts.start, facts.frames, decider(self.pool, self.rotation))
+        if self.heads is not None:
+            self.heads.begun(facts, site, self.stream)
         if self.stream.plan is not self._checked:
             # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
             self._check_native(facts, native)
@@ -113,11 +129,15 @@ class OwnedCaches(Caches):
         layer.ran(facts, evicted)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """Pools and theta, then (reads, runs, pages) of each layer."""
+        """Pools and theta, then (reads, runs, pages) of each layer; with heads that are classified, what that takes."""
         assert self.pool is not None
         added = [self.pool.k, self.pool.v, self.theta(self._moves())]
+        if self.heads is not None:
+            added.append(self.heads.rows)
         for layer in layers:
             added += [self.pool.reads[layer.number], self.pool.runs[layer.number], self.pool.pages[layer.number]]
+            if self.heads is not None:
+                added.append(self.heads.kept[layer.number])
         return added
 
     def _moves(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..lowering.targets import default_target
 from . import torch_private
 from .eligible import check_ownable, check_viewable
 from .inner import compile_inner
-from .layers import OWNED, PLAIN, VIEW, Layer, layer_of
+from .layers import OBSERVED, OWNED, PLAIN, VIEW, Layer, layer_of
 from .lower import lower_owned, lower_view
 from .options import Options
 from .site import SiteReport
@@ -28,7 +29,11 @@ from .unprepared import Unprepared
 
 log = logging.getLogger("headforce")
 
-_LOWERINGS = {OWNED: (check_ownable, lower_owned), VIEW: (check_viewable, lower_view)}
+_LOWERINGS = {
+    OWNED: (check_ownable, lower_owned),
+    OBSERVED: (check_ownable, partial(lower_owned, observed=True)),
+    VIEW: (check_viewable, lower_view),
+}
 
 
 def check_refused(report: SiteReport, settings: Options) -> None:

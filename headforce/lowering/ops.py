@@ -27,6 +27,18 @@ def _(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor)
     return None
 
 
+@torch.library.custom_op("headforce::keep_queries", mutates_args=("kept",))
+def keep_queries(query: Tensor, rows: Tensor, kept: Tensor) -> None:
+    """Copies rows [R] of the query [B, S, H, D] to `kept` [B, R, H, D]; with no rows nothing."""
+    if rows.numel():
+        kept.copy_(query.index_select(1, rows))
+
+
+@keep_queries.register_fake
+def _(query: Tensor, rows: Tensor, kept: Tensor) -> None:
+    return None
+
+
 @torch.library.custom_op("headforce::ragged_attention", mutates_args=())
 def ragged_attention(
     query: Tensor,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from .bounds import check_bounds, check_pages
 from .plan import ChunkPlan
 from .stream import Stream
 from .tables import Regions, build_tables
+
+AT_ONCE = 256
+"""Pages that are copied at a time when pools are laid out anew."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +104,35 @@ class PagePool:
             return torch.empty((pages, self.shape.rows, width), dtype=self.shape.dtype, device=self.shape.device)
 
     def _lay_out(self) -> None:
-        """New pools for larger regions; what is held moves along. Happens when a stream changes its rhythm, if ever."""
-        old, old_k, old_v = self.regions, self.k, self.v
-        self.regions = Regions.of(self.stream)
-        self.k = self._empty(self.regions.pages, self.shape.head_dim)
-        self.v = self._empty(self.regions.pages, self.shape.value_dim)
-        if old is not None:
-            source = torch.from_numpy(old.page_ids(old.size)).to(self.shape.device)
-            target = torch.from_numpy(self.regions.page_ids(old.size)).to(self.shape.device)
-            self.k.index_copy_(0, target, old_k.index_select(0, source))
-            self.v.index_copy_(0, target, old_v.index_select(0, source))
+        """New pools for other regions; what is held moves along. Happens when a stream changes its rhythm, if ever, and
+        when its warm-up is over."""
+        old, self.regions = self.regions, Regions.of(self.stream)
+        if old is None:
+            self.k = self._empty(self.regions.pages, self.shape.head_dim)
+            self.v = self._empty(self.regions.pages, self.shape.value_dim)
+        else:
+            source, target = (torch.from_numpy(ids).to(self.shape.device) for ids in self._moves(old, self.regions))
+            # One after the other, so that only one of them is there twice.
+            self.k = self._moved(self.k, source, target)
+            self.v = self._moved(self.v, source, target)
+        self.stream.relaid = {}
         self._layout = self.stream.layout
+
+    def _moves(self, old: Regions, new: Regions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The pages that are kept: where each of them lies, and where it goes."""
+        source, target = [], []
+        for i in range(len(self.stream.lanes)):
+            members = self.stream.lane_of == i
+            size = min(int(old.size[members][0]), int(new.size[members][0]))
+            pages = [(page, page) for page in range(size)]
+            moves = np.array(self.stream.relaid.get(i, pages), dtype=np.int64).reshape(-1, 2)
+            source.append((old.base[members][:, None] + moves[:, 0]).flatten())
+            target.append((new.base[members][:, None] + moves[:, 1]).flatten())
+        return np.concatenate(source), np.concatenate(target)
+
+    def _moved(self, pages: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        assert self.regions is not None
+        moved = self._empty(self.regions.pages, pages.shape[-1])
+        for some, there in zip(source.split(AT_ONCE), target.split(AT_ONCE), strict=True):
+            moved.index_copy_(0, there, pages.index_select(0, some))
+        return moved

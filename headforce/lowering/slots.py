@@ -37,6 +37,19 @@ class SlotMap:
             heapq.heappush(self._free, page)
         self.pages = max(self.pages, pages)
 
+    def copy(self) -> SlotMap:
+        """The same frames in the same pages."""
+        twin = SlotMap(self.pages, self.reserved)
+        twin.slot, twin._free = dict(self.slot), list(self._free)
+        return twin
+
+    def compacted(self, pages: int) -> tuple[SlotMap, list[tuple[int, int]]]:
+        """A region of `pages` pages with the same frames, and (old page, new page) of all that moves along."""
+        twin = SlotMap(pages, self.reserved)
+        twin.take(sorted(self.slot, key=self.slot.__getitem__))
+        moves = [(page, page) for page in range(self.reserved)]
+        return twin, moves + [(page, twin.slot[frame]) for frame, page in self.slot.items()]
+
     def keep(self, frames: FrameSet) -> None:
         """Gives up the pages of all frames but these."""
         for frame in [f for f in self.slot if f not in frames]:

@@ -108,7 +108,8 @@ class Stream:
     """A batch of videos being generated in step under one policy.
 
     After `begin`, `chunk` and `plan` are those of the running pass, and `lanes[lane_of[layer, row, head]]` says which
-    page of a head's region holds which frame. `layout` counts how often regions had to grow: page pools follow it.
+    page of a head's region holds which frame. `layout` counts how often regions changed: page pools follow it, and
+    `relaid` has (old page, new page) of all that is to be kept where the regions of a lane shrink.
     `making` are the parts that are to be made, in this order, before that pass writes anything. `amended` is what
     prompt switches did to the history of each rule, by its text.
     """
@@ -120,6 +121,7 @@ class Stream:
         self.plan: ChunkPlan | None = None
         self.layout = 0
         self.making: list[Making] = []
+        self.relaid: dict[int, list[tuple[int, int]]] = {}
         self.events = dict.fromkeys(Event, 0)
         self.lanes: list[Lane] = []
         self.lane_of: npt.NDArray[np.int32] = np.empty((policy.layers, batch, policy.heads), dtype=np.int32)
@@ -154,6 +156,11 @@ class Stream:
     def chunk(self) -> Chunk | None:
         """The running pass; None before the first one and after `reset`."""
         return self._clock.chunk
+
+    @property
+    def closed(self) -> bool:
+        """Whether the running chunk is history already: the prompt has switched behind it."""
+        return self._clock.closed
 
     @property
     def history(self) -> int:
@@ -220,6 +227,7 @@ class Stream:
             if lane.memory is not None:
                 lane.memory = HeadMemory(lane.rule.rule)
         self.making = []
+        self.relaid = {}
         self.amended = {}
         self._owed = None
         self.plan = None
@@ -246,10 +254,16 @@ class Stream:
             self.reset()
         for lane, next_ in zip(self.lanes, coming, strict=True):
             _check_held(lane, next_, plan)
-        self._make_room(chunk, clock.history, coming)
+        settled = event is Event.ADVANCE and any(lane.rule.warmup_chunks == chunk.index > 0 for lane in self.lanes)
+        if not settled:
+            self._make_room(chunk, coming)
         for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
             self._commit(i, lane, next_)
             lane.slots.keep(next_.live | next_.behind | written)
+        if settled:
+            self._settle(chunk)
+            self._make_room(chunk, coming)
+        for lane in self.lanes:
             lane.slots.take(chunk.queries)
         if event is not Event.RESET:
             self.amended = amended
@@ -321,26 +335,54 @@ class Stream:
         assert now is not None
         return Chunk(len(clock.starts), clock.history, now.frames)
 
-    def _make_room(self, chunk: Chunk, history: int, coming: Sequence[_Next]) -> None:
+    def _make_room(self, chunk: Chunk, coming: Sequence[_Next]) -> None:
         """Grows the regions for a stream that goes on in chunks of this size, unless that was done before."""
-        self._longest = max(self._longest, chunk.frames)
-        rhythm = (chunk.frames, chunk.start % chunk.frames)
-        rooms: dict[str, int] = {}
-        if rhythm not in self._rhythms:
-            self._rhythms.add(rhythm)
-            rooms = {
-                rule.text: self.policy.room(rule, chunk, self._longest) + chunk.frames for rule in self.policy.distinct
-            }
+        rooms = self._rooms(chunk)
+        written = FrameSet.interval(chunk.start, chunk.stop)
         grown = False
         for lane, next_ in zip(self.lanes, coming, strict=True):
-            room = rooms.get(lane.rule.text, 0)
-            if chunk.start < history:
-                # `need` is about streams that only go forward; a rewrite may hold frames on both sides of its chunk.
-                written = FrameSet.interval(chunk.start, chunk.stop)
-                room = max(room, len(next_.live & lane.slots.held | next_.behind | written))
+            # `room` is about streams that only go forward; a rewrite may hold frames on both sides of its chunk.
+            held = next_.live & lane.slots.held | next_.behind | written
+            room = max(rooms.get(lane.rule.text, 0), len(held) + lane.slots.reserved)
             grown |= room > lane.slots.pages
             lane.slots.grow(room)
         self.layout += grown
+
+    def _rooms(self, chunk: Chunk) -> dict[str, int]:
+        """Pages that a head needs from this chunk on, by the text of its rule; empty if that was asked before."""
+        self._longest = max(self._longest, chunk.frames)
+        rhythm = (chunk.frames, chunk.start % chunk.frames)
+        if rhythm in self._rhythms:
+            return {}
+        self._rhythms.add(rhythm)
+        return {rule.text: self.policy.room(rule, chunk, self._longest) + chunk.frames for rule in self.policy.distinct}
+
+    def _settle(self, chunk: Chunk) -> None:
+        """The warm-up is over: regions shrink to what the rules need from here on, and frames move together."""
+        self._rhythms, self._longest = set(), chunk.frames
+        rooms = self._rooms(chunk)
+        self._rhythms = set()
+        self.relaid = {}
+        for i, lane in enumerate(self.lanes):
+            room = max(rooms[lane.rule.text], len(lane.slots.held) + lane.slots.reserved + chunk.frames)
+            if room < lane.slots.pages:
+                lane.slots, self.relaid[i] = lane.slots.compacted(room)
+        self.layout += bool(self.relaid)
+
+    def resolve(self, policy: BoundPolicy) -> None:
+        """Goes on under another policy, before the warm-up is over: the heads have been classified.
+
+        Every head keeps its frames; the warm-up of `policy` is that of the one before.
+        """
+        lanes, lane_of = self.lanes, self.lane_of.copy()
+        ((_, amended),) = self.amended.items() if self.amended else (("", Amended()),)
+        self.policy, self.planner, self.lanes = policy, Planner(policy, self.batch), []
+        self._make_lanes()
+        for lane in self.lanes:
+            lane.slots = lanes[lane_of[lane.first]].slots.copy()
+        self.amended = {rule.text: amended for rule in policy.distinct} if amended != Amended() else {}
+        self._rhythms = set()
+        self.layout += 1
 
 
 def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:

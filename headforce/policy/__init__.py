@@ -2,6 +2,7 @@
 
 from .bound import BoundPolicy, Capacity, HeadRule
 from .chunk import Chunk, Schedule
+from .classify import Classify
 from .frameset import FrameSet
 from .grammar import parse_answer, parse_rule
 from .memory import BUSIEST, Decide, HeadMemory, PagedStore, StoreOp, Write
@@ -20,6 +21,7 @@ __all__ = [
     "Capacity",
     "Chunk",
     "Clamp",
+    "Classify",
     "Collapse",
     "Cut",
     "Decide",

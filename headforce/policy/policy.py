@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadforceError, nearest
+from .classify import Classify
 from .ops.native import UNMODIFIED
 from .rule import Rule
 from .switch import KEEP_ALL, Answer
@@ -47,6 +48,7 @@ class Policy:
         horizon: most frames of a stream; needed when a rule is unbounded without it.
         position_range: the largest distance, in frames, at which a query may see any frame.
         on_switch: class -> what its heads do with their memory when the prompt switches; others keep it.
+        classify: how heads are assigned to classes while a stream runs; in place of `heads`, `layers` and `default`.
 
     Policies compare and hash by meaning: class names and spelling do not count, the rule of every head does.
     Raises HF-POLICY-VALUE for a class that does not exist or a head that is named twice.
@@ -60,6 +62,7 @@ class Policy:
     horizon: int | None = None
     position_range: int | None = None
     on_switch: Mapping[str, Answer] = field(default_factory=dict)
+    classify: Classify | None = None
 
     def __post_init__(self) -> None:
         for name, rule in self.classes.items():
@@ -89,9 +92,35 @@ class Policy:
                     seen[head] = name
         for name in self.on_switch:
             self._need_class("on_switch", name)
+        if self.classify is not None:
+            self._check_classify(self.classify)
         for name in ("horizon", "position_range"):
             if getattr(self, name) is not None:
                 _need_count(name, getattr(self, name))
+
+    def _check_classify(self, classify: Classify) -> None:
+        for place in ("first", "middle", "without"):
+            self._need_class(f"classify.{place}", getattr(classify, place))
+        named = [key for key in ("heads", "layers", "default") if getattr(self, key)]
+        if named:
+            raise HeadforceError(
+                "HF-POLICY-VALUE", site=named[0], found=f"{named[0]} beside classify", needed="one or the other"
+            )
+        if self.warmup is None or self.warmup.chunks <= classify.chunk or self.warmup.rule.by_query:
+            raise HeadforceError(
+                "HF-POLICY-VALUE",
+                site="classify.chunk",
+                found=f"chunk {classify.chunk} with warmup {self.warmup}",
+                needed="a chunk of the warm-up, whose rule reads the same for all query frames of a chunk",
+            )
+        stateful = [name for name in classify.classes if self.classes[name].stateful]
+        if stateful:
+            raise HeadforceError(
+                "HF-POLICY-VALUE",
+                site=f"classes.{stateful[0]}",
+                found=f"{self.classes[stateful[0]]}, which has state, for heads classified while a stream runs",
+                needed="a rule of frame numbers alone",
+            )
 
     def _need_class(self, place: str, name: str) -> None:
         if name not in self.classes:
@@ -122,6 +151,22 @@ class Policy:
         name = self.class_of(layer, head)
         return UNMODIFIED if name is None else self.classes[name]
 
+    def classified(self, classes: Sequence[Sequence[str]]) -> Policy:
+        """The policy once every head has its class, [layer][head]."""
+        by_layer = {
+            layer: {name: tuple(h for h, its in enumerate(names) if its == name) for name in dict.fromkeys(names)}
+            for layer, names in enumerate(classes)
+        }
+        return replace(self, classify=None, heads=by_layer)
+
+    def undecided(self) -> Policy:
+        """The policy of a stream before its heads are classified: every head holds what any class may come to read."""
+        assert self.classify is not None
+        # Positions do not matter: until its heads are classified a stream reads what the warm-up says.
+        first, middle, without = (replace(self.classes[name], contiguous=False) for name in self.classify.classes)
+        together = first.union(middle).union(without)
+        return replace(self, classify=None, classes={"undecided": together}, default="undecided", on_switch={})
+
     @property
     def by_layer(self) -> bool:
         """True when layers differ, so that a layer has to be told from another."""
@@ -132,11 +177,14 @@ class Policy:
 
         Raises HF-POLICY-SHAPE for a layer or head that the model lacks, HF-NATIVE if `native()` is used and not
         given, HF-UNBOUNDED for a rule that grows without end and no `horizon`, HF-SEGMENTS for rules that cut frames
-        into pieces which do not come out even.
+        into pieces which do not come out even. Heads that are classified while a stream runs are bound as a guess.
         """
         from .bound import bind
 
-        return bind(self, layers, heads, native, tokens)
+        policy = self
+        if self.classify is not None:
+            policy = self.classified(self.classify.guess(layers, heads))
+        return bind(policy, layers, heads, native, tokens)
 
     # --- equality -----------------------------------------------------------------------------------------------
 
@@ -158,6 +206,10 @@ class Policy:
             if heads or base != default:
                 exceptions.append((layer, base, tuple(sorted(heads, key=lambda entry: entry[0]))))
         warmup = (self.warmup.chunks, self.warmup.rule) if self.warmup else None
+        if self.classify is not None:
+            of_classes = tuple(self._kind(name) for name in self.classify.classes)
+            spelling = replace(self.classify, first="first", middle="middle", without="without")
+            return default, (("classify", of_classes, spelling),), warmup, self.horizon, self.position_range
         return default, tuple(exceptions), warmup, self.horizon, self.position_range
 
     def __eq__(self, other: object) -> bool:
@@ -170,6 +222,10 @@ class Policy:
     def digest(self) -> str:
         """A hash of the meaning that is the same in every process and on every machine (16 hex digits)."""
         default, exceptions, warmup, horizon, distance = self._meaning
+        if self.classify is not None:
+            ((_, kinds, spelling),) = exceptions
+            exceptions = ()
+            horizon = (horizon, [_digest(kind) for kind in kinds], repr(spelling))
         text = repr(
             (
                 _digest(default),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-from ..policy import Policy, Warmup, parse_rule
+from ..policy import Classify, Policy, Warmup, parse_rule
 from .labels import Labels, need_classes
 from .registry import preset
 
@@ -13,27 +13,45 @@ CLASSES = ("sink", "neighbor", "dummy")
 
 @preset("dummy_forcing")
 def dummy_forcing(
-    labels: Labels | str | PathLike[str], context: int = 3, warmup_chunks: int = 2, packed: int = 1
+    labels: Labels | str | PathLike[str] | None = None,
+    num_dummy: int | float = 0.5,
+    context: int = 3,
+    classify_at: int = 1,
+    packed: int = 1,
+    first_frames: int = 1,
+    queries: float = 0.25,
+    seed: int = 0,
 ) -> Policy:
     """Sink heads read frame 0, neighbor heads the newest `context` frames, dummy heads the newest `packed`.
 
-    During the first `warmup_chunks` chunks every head reads frame 0 and the newest `context` frames. The code counts
-    contexts in chunks of three frames and classifies at chunk 1 or 2, after which the warm-up ends: `warmup_chunks` is
-    that chunk plus one, `context` is frames.
+    Up to chunk `classify_at` every head reads frame 0 and the newest `context` frames. In that chunk heads are
+    classified, once for each video, from the attention of its last pass: exactly `num_dummy` heads of the model are
+    dummies, those that lose least by it.
 
     Args:
-        labels: which heads are what (classes `sink`, `neighbor`, `dummy`; heads that are not named are `dummy`).
+        labels: which heads are what (classes `sink`, `neighbor`, `dummy`; heads that are not named are `dummy`), where
+            they are not to be classified while the video is made.
+        num_dummy: heads of the model, or a share of them (0.5 is the paper's 180 of 360).
+        context, packed: frames. The code's `local_context_length` counts chunks of three.
+        classify_at: index of a chunk: the code's `ar_start`, 1 or 2.
+        first_frames: frames from the oldest on whose attention makes a head a sink.
+        queries, seed: the share of query rows that is measured, and the seed of their choice. The code takes a ninth or
+            a third of them, at random and with replacement; the paper says a quarter.
 
-    Followed is the code (commit 28128ed6) where it differs from the paper: neighbor heads have no sink, and dummy heads
-    get one frame back ("context packing"). Not followed: the code keeps frame 0 in its cache of sinks alone, so that
-    neighbor heads miss it even where their context reaches back to it, in the first chunks. The paper's classification
-    while the video runs is not part of this preset.
+    Followed is the code (commit 28128ed6) where it differs from the paper: neighbor heads have no sink, dummy heads get
+    one frame back ("context packing"), and masses are divided by their sums over all heads before they are compared.
+    Not followed: rows from the global random state, so that labels cannot be had twice; the partition at `ar_start=2`,
+    where two neighbor frames count as first (`first_frames=3` is that); and that the code keeps frame 0 in its cache of
+    sinks alone, so that neighbor heads miss it even where their context reaches back to it, in the first chunks.
     """
-    found = need_classes(labels, CLASSES, "dummy")
     classes = {
         "sink": parse_rule("sink(1)"),
         "neighbor": parse_rule(f"window({context})"),
         "dummy": parse_rule(f"window({packed})" if packed else "drop()"),
     }
-    warmup = Warmup(warmup_chunks, parse_rule(f"sink(1) | window({context})"))
+    warmup = Warmup(classify_at + 1, parse_rule(f"sink(1) | window({context})"))
+    if labels is None:
+        classify = Classify(classify_at, num_dummy, *CLASSES, first_frames=first_frames, queries=queries, seed=seed)
+        return Policy(classes, warmup=warmup, classify=classify)
+    found = need_classes(labels, CLASSES, "dummy")
     return Policy(classes, default="dummy", heads=found.heads_besides("dummy"), warmup=warmup)

@@ -54,7 +54,7 @@ def test_dummy_forcing_is_its_two_caches(classify_at, context):
 
     But for frame 0, which neighbor heads read for as long as their context reaches back to it.
     """
-    policy = dummy_forcing(LABELS, context=3 * context, warmup_chunks=classify_at + 1)
+    policy = dummy_forcing(LABELS, context=3 * context, classify_at=classify_at)
     sink, local, last = [], [], []
     for chunk, reads in planned(policy, (3,) * 41):
         current = list(chunk.queries)
@@ -135,7 +135,7 @@ def test_every_preset_is_a_file_and_back():
     [
         ("longlife", {}, "did you mean 'longlive'"),
         ("longlive", {"windows": 3}, "did you mean 'window'"),
-        ("dummy_forcing", {}, "no labels"),
+        ("head_forcing", {}, "no labels"),
     ],
 )
 def test_what_does_not_exist(name, arguments, says):
