@@ -31,7 +31,7 @@ from headforce.kvpass.session import Session
 from headforce.policy import Policy
 
 POLICY = """
-headforce: 0
+headforce: 1
 classes:
   static: sink(1) | window(1)
   dynamic: sink(1) | stride(3, phase=0, last=1) | window(1)

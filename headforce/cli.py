@@ -1,4 +1,4 @@
-"""The command line: `headforce plan`, `explain`, `demo`, `kernels`, `tune` and `errors`."""
+"""The command line: `headforce plan`, `explain`, `demo`, `kernels`, `tune`, `schema` and `errors`."""
 
 from __future__ import annotations
 
@@ -254,6 +254,14 @@ def tune(out: Path | None) -> None:
             click.echo(f"  {'refused' if trial.ms is None else f'{trial.ms:.3f} ms'}  {trial.config} {trial.refused}")
         if trials and trials[0].ms is not None:
             record(kernel, architecture, problem, trials[0], where, out or TUNING)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of policy files (docs/policy.schema.json)."""
+    from .policy.file import schema as schema_of_files
+
+    click.echo(json.dumps(schema_of_files(), indent=2))
 
 
 @main.command()

@@ -84,9 +84,12 @@ def sketch(rule: str, schedule: str) -> str:
 
 def _sums(size: Footprint) -> Text:
     share = f" ({size.pool_bytes / size.dense_bytes:.0%} of native)" if size.dense_bytes else ""
+    steady = _bytes(size.steady_bytes + size.current_bytes)
+    after = f"\nafter the warm-up {_bytes(size.steady_bytes)} of history, {steady} in all"
     return Text(
         f"history {_bytes(size.history_bytes)} + current chunk {_bytes(size.current_bytes)}"
         f" = {_bytes(size.pool_bytes)}{share}; native {_bytes(size.dense_bytes)}"
+        + (after if size.steady_bytes < size.history_bytes else "")
     )
 
 

@@ -39,7 +39,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-POLICY-FILE": Entry(
         "A policy file cannot be read, or it is not a policy file.",
-        "A policy file is YAML or JSON whose first key is `headforce: 0`.",
+        "A policy file is YAML or JSON whose first key is `headforce: 1`.",
     ),
     "HF-POLICY-KEY": Entry(
         "A policy file has a key that this version does not act on.",

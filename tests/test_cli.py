@@ -32,9 +32,8 @@ def test_version_and_help():
 
 def test_json():
     data = plan_json("--layers", 4, "--heads", 6, "--schedule", "1,3x2,2", "--head-dim", 8, "--tokens-per-frame", 5)
-    assert list(data) == [
-        "version", "chunks", "capacity_frames", "history_bytes", "current_bytes", "pool_bytes", "dense_bytes"
-    ]  # fmt: skip
+    sizes = ["history_bytes", "steady_bytes", "current_bytes", "pool_bytes", "dense_bytes"]
+    assert list(data) == ["version", "chunks", "capacity_frames", *sizes]
     assert data["version"] == 1
     assert [(c["start"], c["frames"]) for c in data["chunks"]] == [(0, 1), (1, 3), (4, 3), (7, 2)]
     assert all(list(c["read"]) == list("0123") for c in data["chunks"])
@@ -58,7 +57,7 @@ def test_options_of_size():
         ("--tokens-per-frame=3120", 2),
     ):
         other = plan_json("--layers", 3, "--heads", 4, "--schedule", "3x4", option)
-        for key in ("history_bytes", "current_bytes", "pool_bytes", "dense_bytes"):
+        for key in ("history_bytes", "steady_bytes", "current_bytes", "pool_bytes", "dense_bytes"):
             assert other[key] == factor * small[key]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -13,18 +13,18 @@ from ..lowering.plan import ChunkPlan
 from ..lowering.stream import Stream
 from ..policy import BoundPolicy
 
+Cell = tuple[int, int]
+"""(layer, head)"""
+
 
 @dataclass
 class History:
     """Each list has one entry for each chunk; `frame_bytes` is K and V of one frame of one head."""
 
-    policy: BoundPolicy
     frame_bytes: int
     plans: list[ChunkPlan] = field(default_factory=list)
-    kept: dict[str, list[int | float]] = field(default_factory=dict)
-    """class -> most past frames that a head of the class reads."""
-    used: dict[str, list[int]] = field(default_factory=dict)
-    """class -> bytes of past frames, and of parts of them, that its heads hold."""
+    past: list[dict[Cell, Fraction]] = field(default_factory=list)
+    """What every head holds of the past, in frames."""
     current: list[int] = field(default_factory=list)
     """Bytes of the current chunk."""
     pool: list[int] = field(default_factory=list)
@@ -40,21 +40,26 @@ class History:
         self.plans.append(stream.plan)
         self.pool.append(session.pool_bytes)
         self.current.append(stream.chunk.frames * stream.lane_of.size * self.frame_bytes)
-        for name, cells in classes(self.policy).items():
-            self.kept.setdefault(name, []).append(max(stream.plan.of(*cell).kept for cell in cells))
-            held = sum((_past(stream, *cell) for cell in cells), Fraction(0))
-            self.used.setdefault(name, []).append(int(held * self.frame_bytes))
+        self.past.append({cell: _past(stream, *cell) for cell in _cells(stream.policy)})
+
+    def kept(self, cells: Sequence[Cell]) -> list[int | float]:
+        """The most past frames that one of these heads reads."""
+        return [max(plan.of(*cell).kept for cell in cells) for plan in self.plans]
+
+    def used(self, cells: Sequence[Cell]) -> list[int]:
+        """Bytes of past frames, and of parts of them, that these heads hold."""
+        return [int(sum(past[cell] for cell in cells) * self.frame_bytes) for past in self.past]
 
 
-def classes(policy: BoundPolicy) -> dict[str, list[tuple[int, int]]]:
-    """class -> its heads, as (layer, head)."""
-    found: dict[str, list[tuple[int, int]]] = {}
+def classes(policy: BoundPolicy) -> dict[str, list[Cell]]:
+    """class -> its heads."""
+    found: dict[str, list[Cell]] = {}
     for cell in _cells(policy):
         found.setdefault(policy.classes[cell[0]][cell[1]] or "native", []).append(cell)
     return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
 
 
-def _cells(policy: BoundPolicy) -> Iterator[tuple[int, int]]:
+def _cells(policy: BoundPolicy) -> Iterator[Cell]:
     yield from np.ndindex(policy.layers, policy.heads)
 
 

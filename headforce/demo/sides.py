@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,26 +38,37 @@ class Sides:
         self.context = torch.randn(1, self.config.text_len, self.config.text_dim, generator=generator)
         self.runners: dict[str, Runner] = {}
 
-    def build(self, policy: Policy, stack: ExitStack) -> BoundPolicy:
-        """Makes the runners; `stack` takes headforce's hold on them back. Returns the policy for this model."""
+    def build(self, policy: Policy, stack: ExitStack) -> None:
+        """Makes the runners, and `bound`, the policy for this model; `stack` takes headforce's hold on them back."""
         dense, plain, own, ruled, reference = self.model, *(twin(self.model) for _ in range(4))
         native, governed = (stack.enter_context(prepare(*pair)) for pair in ((own, NATIVE), (ruled, policy)))
         tokens = self.config.tokens_per_frame
-        bound = policy.bind(
-            layers=self.config.num_layers,
-            heads=self.config.num_heads,
-            native=native.native(self.config.cache_frames * tokens, tokens),
-            tokens=tokens,
-        )
+        shape = {"layers": self.config.num_layers, "heads": self.config.num_heads, "tokens": tokens}
+        self._bind = partial(Policy.bind, native=native.native(self.config.cache_frames * tokens, tokens), **shape)
+        self._given = policy
+        # What the stream begins with, and what it goes on with: two only where heads are classified on the way.
+        self.first = self._bind(policy.undecided() if policy.classify else policy)
+        self.bound = bound = self._bind(policy)
         self.control = _control(bound, self.settings.chunks)
-        install_oracle(reference, Oracle(bound, self.example, _records(governed), self.control))
+        self.oracle = Oracle(bound, self.example, _records(governed), self.control)
+        install_oracle(reference, self.oracle)
         inner = self.settings.inner
         self._add("dense", "dense, eager", dense)
         self._add("dense_compiled", "dense, compiled", self._compiled(plain, inner))
         self._add("native", "headforce native()", self._compiled(own, "headforce"), native)
         self._add("policy", "headforce policy", self._compiled(ruled, "headforce"), governed)
         self._add("reference", "the eager reference", reference)
-        return bound
+
+    def follow(self) -> None:
+        """Once the policy's side has classified its heads, the reference and the report go by the same classes."""
+        session = self.runners["policy"].session
+        assert session is not None
+        (caches,) = session.cache_sets
+        if self._given.classify is None or caches.heads.classes is None or self.bound.policy.classify is None:
+            return
+        self.bound = self.oracle.policy = self._bind(self._given.classified(caches.heads.classes))
+        found = _control(self.bound, self.settings.chunks)
+        self.control.layer, self.control.head = found.layer, found.head
 
     def _compiled(self, model: nn.Module, backend: str) -> nn.Module:
         options = self.settings.options if backend == "headforce" else None

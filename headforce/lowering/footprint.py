@@ -13,12 +13,14 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class Footprint:
     """Frames per head and bytes of K and V.
 
-    `capacity[layer][head]` is in frames; `history_bytes` is the room for it, `current_bytes` the room for the chunk
-    being denoised, `pool_bytes` both, `dense_bytes` the same for `native()`.
+    `capacity[layer][head]` is in frames; `history_bytes` is the room for it, `steady_bytes` what is left of that once
+    the warm-up is over, `current_bytes` the room for the chunk being denoised, `pool_bytes` history and chunk,
+    `dense_bytes` the same for `native()`.
     """
 
     capacity: tuple[tuple[Capacity, ...], ...]
     history_bytes: int
+    steady_bytes: int
     current_bytes: int
     dense_bytes: int
 
@@ -36,7 +38,8 @@ def footprint(policy: BoundPolicy, schedule: Schedule, frame_bytes: int) -> Foot
     if policy.native is not None:
         own = Policy({"native": policy.native}, default="native", horizon=schedule.frames)
         dense = _frames(_capacities(own.bind(layers=1, heads=1), schedule)) * cells * frame_bytes + current
-    return Footprint(capacity, _frames(capacity) * frame_bytes, current, dense)
+    steady = sum(head.steady for row in capacity for head in row)
+    return Footprint(capacity, _frames(capacity) * frame_bytes, steady * frame_bytes, current, dense)
 
 
 def _capacities(policy: BoundPolicy, schedule: Schedule) -> tuple[tuple[Capacity, ...], ...]:

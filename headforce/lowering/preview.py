@@ -55,6 +55,7 @@ def to_json(policy: BoundPolicy, schedule: Schedule, size: Footprint) -> dict[st
             for layer, row in enumerate(size.capacity)
         },
         "history_bytes": size.history_bytes,
+        "steady_bytes": size.steady_bytes,
         "current_bytes": size.current_bytes,
         "pool_bytes": size.pool_bytes,
         "dense_bytes": size.dense_bytes,

@@ -10,20 +10,25 @@ import re
 import reprlib
 import sys
 from collections.abc import Hashable
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from ..errors import HeadforceError, nearest
-from .grammar import parse_rule
+from .classify import Classify
+from .grammar import parse_answer, parse_rule
 from .ops.native import UNMODIFIED
 from .policy import Policy, Warmup
 
-VERSION = 0
-LATER = ("classify", "on_switch", "made_for")
+VERSION = 1
+READABLE = (0, 1)
+"""Versions of the format that are read. Version 0 is version 1 without `on_switch` and `classify`."""
+
+LATER = ("made_for",)
 """Keys that the format has room for and this version does not act on."""
 
 _Count = Annotated[StrictInt, Field(ge=1)]
@@ -46,19 +51,44 @@ class _Shape(BaseModel):
 
 
 class _Warmup(_Shape):
-    chunks: _Count
-    rule: StrictStr | None = None
+    """What all heads read in the first chunks."""
+
+    chunks: _Count = Field(description="How many chunks.")
+    rule: StrictStr | None = Field(default=None, description="The rule; `native()` if it is left out.")
+
+
+class _Classify(_Shape):
+    """Heads are assigned to classes while a stream runs."""
+
+    chunk: _Count = Field(description="Index of the chunk whose last pass is measured.")
+    dummies: StrictInt | StrictFloat = Field(
+        default=0.5, description="Heads of the model that get `without`, or a share of them from 0.0 to 1.0."
+    )
+    first: StrictStr = Field(default="sink", description="Class of heads that attend to the first frames.")
+    middle: StrictStr = Field(default="neighbor", description="Class of heads that attend to the frames between.")
+    without: StrictStr = Field(default="dummy", description="Class of the dummies.")
+    first_frames: _Count = Field(default=1, description="How many of the frames read count as first.")
+    queries: StrictFloat | StrictInt = Field(default=0.25, description="Share of the query rows that is measured.")
+    seed: _Index = Field(default=0, description="Of the choice of rows.")
 
 
 class _File(_Shape):
-    headforce: StrictInt
-    classes: dict[StrictStr, StrictStr] = Field(default_factory=dict)
-    default: StrictStr | None = None
-    heads: dict[_Layer, dict[StrictStr, list[_Index]]] = Field(default_factory=dict)
-    layers: dict[_Layer, StrictStr] = Field(default_factory=dict)
-    warmup: _Warmup | None = None
-    horizon: _Count | None = None
-    position_range: _Count | None = None
+    """What every attention head of a model remembers of past frames."""
+
+    headforce: StrictInt = Field(description="Version of the format.")
+    classes: dict[StrictStr, StrictStr] = Field(default_factory=dict, description="Name: rule.")
+    default: StrictStr | None = Field(default=None, description="Class of every head that is not named.")
+    heads: dict[_Layer, dict[StrictStr, list[_Index]]] = Field(
+        default_factory=dict, description="Layer: {class: heads}."
+    )
+    layers: dict[_Layer, StrictStr] = Field(default_factory=dict, description="Layer: class, for whole layers.")
+    warmup: _Warmup | None = Field(default=None, description="Another rule for the first chunks of a stream.")
+    horizon: _Count | None = Field(default=None, description="Most frames of a stream.")
+    position_range: _Count | None = Field(default=None, description="Largest distance at which a frame may be seen.")
+    on_switch: dict[StrictStr, StrictStr] = Field(
+        default_factory=dict, description="Class: what it does with its memory when the prompt switches."
+    )
+    classify: _Classify | None = Field(default=None, description="Heads are classified while a stream runs.")
 
 
 _short = reprlib.Repr()
@@ -130,6 +160,10 @@ def to_dict(policy: Policy) -> dict[str, Any]:
     for key in ("horizon", "position_range"):
         if getattr(policy, key) is not None:
             data[key] = getattr(policy, key)
+    if policy.on_switch:
+        data["on_switch"] = {name: str(answer) for name, answer in policy.on_switch.items()}
+    if policy.classify is not None:
+        data["classify"] = asdict(policy.classify)
     return data
 
 
@@ -154,12 +188,12 @@ def document(text: str) -> dict[Any, Any]:
         raise HeadforceError(
             "HF-POLICY-FILE", found=kind.get(type(data), f"a {type(data).__name__}"), needed="a policy file"
         )
-    if type(data["headforce"]) is not int or data["headforce"] != VERSION:
+    if type(data["headforce"]) is not int or data["headforce"] not in READABLE:
         raise HeadforceError(
             "HF-POLICY-FILE",
             site="headforce",
             found=f"version {_short.repr(data['headforce'])} of the format",
-            needed=f"version {VERSION}, the one that this headforce reads",
+            needed="version " + " or ".join(map(str, READABLE)) + ", which this headforce reads",
         )
     return data
 
@@ -205,6 +239,12 @@ def _policy(data: dict[Any, Any]) -> Policy:
         except HeadforceError as error:
             raise error.at(place) from None
 
+    def answer(name: str, text: str) -> Any:
+        try:
+            return parse_answer(text)
+        except HeadforceError as error:
+            raise error.at(f"on_switch.{name}") from None
+
     warmup = None
     if shape.warmup is not None:
         given = shape.warmup.rule
@@ -217,6 +257,8 @@ def _policy(data: dict[Any, Any]) -> Policy:
         warmup=warmup,
         horizon=shape.horizon,
         position_range=shape.position_range,
+        on_switch={name: answer(name, text) for name, text in shape.on_switch.items()},
+        classify=None if shape.classify is None else Classify(**shape.classify.model_dump()),
     )
 
 
@@ -228,7 +270,9 @@ def _first(error: ValidationError) -> HeadforceError:
     place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] in unknown:
         key = str(problem["input"] if problem["type"] == "invalid_key" else problem["loc"][-1])
-        known = list(_Warmup.model_fields if len(problem["loc"]) > 1 else _File.model_fields)
+        within = str(problem["loc"][0]) if len(problem["loc"]) > 1 else ""
+        shapes: dict[str, type[BaseModel]] = {"warmup": _Warmup, "classify": _Classify}
+        known = list(shapes.get(within, _File).model_fields)
         later = " (the format keeps it for a later version)" if key in LATER else nearest(key, known)
         if key in ("preset", "arguments"):
             later = " (`headforce.presets.read_policy` reads files that name a preset)"
@@ -237,6 +281,33 @@ def _first(error: ValidationError) -> HeadforceError:
         return HeadforceError("HF-POLICY-VALUE", site=place, found="nothing", needed=f"a value for {place}")
     needed = _NEEDED.get(problem["type"], problem["msg"]).format(**problem.get("ctx", {}))
     return HeadforceError("HF-POLICY-VALUE", site=place, found=_short.repr(problem["input"]), needed=needed)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of policy files, those that name a preset included (docs/policy.schema.json)."""
+    form = _File.model_json_schema()
+    layer = {"pattern": "^(0|[1-9][0-9]{0,8})$"}
+    for key in ("heads", "layers"):
+        form["properties"][key]["propertyNames"] = layer
+    form["properties"]["headforce"]["enum"] = list(READABLE)
+    definitions = form.pop("$defs")
+    preset = {
+        "type": "object",
+        "description": "A published system, and its arguments.",
+        "properties": {
+            "headforce": form["properties"]["headforce"],
+            "preset": {"type": "string", "description": "Its name."},
+            "arguments": {"type": "object", "description": "See docs/systems.md; a label file lies beside this file."},
+        },
+        "required": ["headforce", "preset"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "headforce policy",
+        "oneOf": [form, preset],
+        "$defs": definitions,
+    }
 
 
 _NEEDED = {

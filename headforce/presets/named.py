@@ -1,6 +1,6 @@
 """What a user calls a policy: the object, a policy file, the name of a preset, or a file that names one.
 
-headforce: 0
+headforce: 1
 preset: dummy_forcing
 arguments: {labels: labels.json, context: 3}
 """

@@ -25,6 +25,7 @@ from ..policy.op import arguments
 from ..policy.ops.episodic import Evicted
 from ..policy.ops.native import Native
 from ..policy.positions import CONTIGUOUS, PositionMap
+from ..policy.switch import YES_NO, Answer, Cut, Flush, KeepAll, Recache
 
 LARGEST = 9
 """Largest whole number drawn as an argument: small sets show the same faults as large ones, and are read faster."""
@@ -185,6 +186,18 @@ def policies(
         warmup=draw(st.none() | warmup),
         horizon=horizon,
         position_range=draw(st.none() | st.integers(horizon, 2 * horizon)),
+        on_switch=draw(st.dictionaries(name, answers(), max_size=2)),
+    )
+
+
+def answers() -> st.SearchStrategy[Answer]:
+    """What a class may do with its memory when the prompt switches."""
+    few, yes_no = st.integers(1, LARGEST), st.sampled_from(YES_NO)
+    return st.one_of(
+        st.just(KeepAll()),
+        st.builds(Flush, st.integers(0, LARGEST), yes_no, yes_no),
+        st.builds(Recache, few, yes_no, yes_no),
+        st.builds(Cut, few),
     )
 
 

@@ -105,6 +105,7 @@ def test_json_of_a_small_plan():
         ],
         "capacity_frames": {"0": {"0": {"peak": 2, "steady": 2}}},
         "history_bytes": 16,
+        "steady_bytes": 16,
         "current_bytes": 16,
         "pool_bytes": 32,
         "dense_bytes": 32,

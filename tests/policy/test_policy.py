@@ -57,6 +57,7 @@ def test_names_do_not_count(policy):
         warmup=policy.warmup,
         horizon=policy.horizon,
         position_range=policy.position_range,
+        on_switch={new[name]: answer for name, answer in policy.on_switch.items()},
     )
     assert renamed == policy
     assert hash(renamed) == hash(policy)

@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headforce.errors import HeadforceError
-from headforce.policy import Policy, Warmup, parse_rule
-from headforce.policy.file import LATER
+from headforce.policy import Classify, Policy, Warmup, parse_rule
+from headforce.policy.file import LATER, schema
 from headforce.policy.ops.native import UNMODIFIED
 from headforce.testing.strategies import policies
 
@@ -41,13 +42,100 @@ def test_yaml_and_json_say_the_same(policy):
     assert yaml.safe_load(policy.dumps("yaml")) == json.loads(policy.dumps("json"))
 
 
+def valid(text):
+    """The document, if the JSON schema takes it."""
+    # In JSON's words: layers are strings.
+    data = json.loads(json.dumps(yaml.safe_load(text)))
+    jsonschema.validate(data, schema())
+    return data
+
+
+@settings(max_examples=40)
+@given(policies(stores=True, names=any_names))
+def test_what_is_written_is_valid_by_the_schema(policy):
+    assert valid(policy.dumps())["headforce"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "classes: {}",
+        "headforce: 2",
+        "headforce: 1\nnonsense: 3",
+        "headforce: 1\nhorizon: 0",
+        "headforce: 1\nlayers: {one: a}",
+        "headforce: 1\nheads: {0: {a: [-1]}}",
+        "headforce: 1\nclassify: {dummies: 3}",
+        "headforce: 1\npreset: longlive\ndefault: a",
+    ],
+)
+def test_what_the_schema_refuses(text):
+    with pytest.raises(jsonschema.ValidationError):
+        valid(text)
+    with pytest.raises(HeadforceError):
+        Policy.loads(text)
+
+
+def test_the_schema_in_the_docs_is_the_schema():
+    text = (Path(__file__).parents[2] / "docs" / "policy.schema.json").read_text(encoding="utf-8")
+    assert json.loads(text) == schema()
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_files_of_version_0_are_read():
+    """The format without answers to prompt switches and without classification."""
+    assert Policy.loads("headforce: 0\nclasses: {a: sink(1)}\ndefault: a") == Policy({"a": parse_rule("sink(1)")}, "a")
+
+
+def test_classification_in_a_file():
+    text = """
+headforce: 1
+classes: {sink: sink(1), neighbor: window(3), dummy: drop()}
+warmup: {chunks: 2, rule: window(3)}
+classify: {chunk: 1, dummies: 180, seed: 7}
+"""
+    policy = Policy.loads(text)
+    assert policy.classify == Classify(1, 180, seed=7)
+    assert Policy.loads(policy.dumps()) == policy
+    assert policy != Policy.loads(text.replace("seed: 7", "seed: 8"))
+    assert policy.digest != Policy.loads(text.replace("seed: 7", "seed: 8")).digest
+    valid(policy.dumps())
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("on_switch: {c: keep()}", "HF-POLICY-VALUE", "on_switch: found class 'c'"),
+        ("on_switch: {a: flush}", "HF-RULE-SYNTAX", "on_switch.a"),
+        ("on_switch: {a: flsh(2)}", "HF-OP-UNKNOWN", "did you mean 'flush'"),
+        ("on_switch: {a: flush(-1)}", "HF-OP-ARG", "at least 0"),
+        ("on_switch: {a: 'flush(1, sink=maybe)'}", "HF-OP-ARG", "yes or no"),
+        ("on_switch: {a: recache(0)}", "HF-OP-ARG", "at least 1"),
+        ("on_switch: {a: cut(2) now}", "HF-RULE-SYNTAX", "needed the end"),
+        ("classify: {chunk: 1}", "HF-POLICY-VALUE", "found class 'sink'"),
+        ("classify: {chunks: 1}", "HF-POLICY-KEY", "did you mean 'chunk'"),
+        ("classify: {chunk: 1, dummies: many}", "HF-POLICY-VALUE", "classify.dummies"),
+    ],
+)
+def test_wrong_answers_and_classifications(line, code, says):
+    assert says in refused(ONE + line, code)
+
+
+@pytest.mark.parametrize("answer", ["keep()", "flush(2)", "flush(0, sink=no, stores=yes)", "recache(12)", "cut(21)"])
+def test_answers_are_written_as_they_are_read(answer):
+    policy = Policy.loads(ONE + f"on_switch: {{a: '{answer}'}}")
+    assert str(policy.on_switch["a"]) == answer
+    assert Policy.loads(policy.dumps()) == policy
+    assert (policy == Policy.loads(ONE)) == (answer == "keep()" or policy.default is None)
+
+
 @pytest.mark.parametrize("name", ["policy.yaml", "policy.json", "policy"])
 def test_files(tmp_path, name):
     policy = Policy({"é 1": parse_rule("sink(1)")}, default="é 1", warmup=Warmup(2), horizon=30, position_range=21)
     policy.save(tmp_path / name)
     assert Policy.load(tmp_path / name) == policy
     assert Policy.load(str(tmp_path / name)) == policy
-    assert (tmp_path / name).read_text(encoding="utf-8").startswith("{" if name.endswith("json") else "headforce: 0")
+    assert (tmp_path / name).read_text(encoding="utf-8").startswith("{" if name.endswith("json") else "headforce: 1")
 
 
 def test_example():
@@ -63,7 +151,7 @@ def test_defaults():
     policy = Policy.loads("headforce: 0\nwarmup: {chunks: 3}")
     assert policy.warmup == Warmup(3, UNMODIFIED)
     assert policy.rule_of(5, 5) == UNMODIFIED
-    assert policy.dumps() == "headforce: 0\nclasses: {}\nwarmup:\n  chunks: 3\n"
+    assert policy.dumps() == "headforce: 1\nclasses: {}\nwarmup:\n  chunks: 3\n"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +209,7 @@ def refused(text, code):
         ('{"headforce": 0, "horizon": ' + "9" * 5000 + "}", "neither YAML nor JSON"),
         ("[" * 5000, "neither YAML nor JSON"),
         ('{"a":' * 100000, "neither YAML nor JSON"),
-        ("headforce: 1", "version 1"),
+        ("headforce: 2", "version 2"),
         ("headforce: '0'", "version '0'"),
         ("headforce: false", "version False"),
         ("headforce: 0.0", "version 0.0"),
