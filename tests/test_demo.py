@@ -118,6 +118,8 @@ def test_the_table_fits_a_terminal(report):
 
 # --- published systems ------------------------------------------------------------------------------------------
 
+LABELS = Path(__file__).parents[1] / "examples" / "labels"
+
 
 def needs_labels(name):
     labels = inspect.signature(load_presets()[name]).parameters.get("labels")
@@ -137,6 +139,9 @@ def test_every_published_system(tmp_path, name):
     assert f"Policy: {name}" in shown
     assert (f"labels of the heads: {labels}" in " ".join(shown.split())) if labels else "labels of" not in shown
 
+    assert report["policy"]["classified"] == bool(measured.sides.given.classify)
+    assert ("heads classified" in " ".join(shown.split())) == report["policy"]["classified"]
+
     read = {item.kind for plan in measured.history.plans for head in plan.heads
             for reading in head.readings for item in reading.parts}  # fmt: skip
     assert read == {term.op.name for rule in measured.policy.distinct for term in rule.rule.paged}
@@ -154,15 +159,22 @@ def test_every_published_system(tmp_path, name):
 
 
 @pytest.mark.parametrize("size", ["tiny", "demo"])
-@pytest.mark.parametrize("name", [name for name in load_presets() if needs_labels(name)])
-def test_label_files_for_the_example(name, size):
+def test_every_published_system_has_the_labels_it_needs(size):
+    for name in load_presets():
+        file = Settings(policy=name, preset=size).labels_file
+        assert (file is not None) == needs_labels(name)
+        assert file is None or file.is_file()
+
+
+@pytest.mark.parametrize("file", sorted(LABELS.glob("*")), ids=lambda file: file.name)
+def test_label_files_for_the_example(file):
+    name, size, _ = file.name.split(".")
     config = load_example("causal-wan").PRESETS[size]
-    settings = Settings(policy=name, preset=size)
-    labels = Labels.load(settings.labels_file)
+    labels = Labels.load(file)
     assert (len(labels.layers), labels.heads) == (config.num_layers, config.num_heads)
     assert set(labels.layers[0]) == set(labels.layers[1]) == set(labels.classes)
     assert len(set(labels.layers)) == len(labels.layers)
-    policy = read_policy(settings.policy_name, settings.labels_file)
+    policy = read_policy(name, file)
     policy.bind(layers=config.num_layers, heads=config.num_heads, tokens=config.tokens_per_frame)
     assert set(labels.classes) <= {policy.class_of(layer, head) for layer in range(2) for head in range(labels.heads)}
 
@@ -174,6 +186,13 @@ def test_labels_of_the_user_and_files_called_like_a_system(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "forcing_kv").write_text("headforce: 0\n")
     assert Settings(policy="forcing_kv").labels_file is None
+
+
+def test_heads_that_are_classified_too_late(tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("headforce: 1\npreset: dummy_forcing\narguments: {classify_at: 3}\n")
+    result = run(tmp_path / "out", "--policy", policy, code=2)
+    assert "[HF-DEMO] at --chunks: found 4 chunks, and heads that are classified by chunk 3" in result.stderr
 
 
 def test_a_size_without_a_label_file(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..draw import save_bytes, save_reads
 from .folder import Folder
+from .history import classes
 from .measure import Measured
 
 READS, BYTES = "reads.png", "bytes.png"
@@ -15,7 +16,7 @@ def draw_pictures(measured: Measured, folder: Folder) -> None:
     save_reads(measured.policy, history.plans, folder.staging / READS)
     save_bytes(
         [plan.chunk.start for plan in history.plans],
-        history.used,
+        {name: history.used(cells) for name, cells in classes(measured.policy).items()},
         history.current,
         history.pool,
         measured.dense_bytes,

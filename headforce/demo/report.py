@@ -23,7 +23,7 @@ VERSION = 1
 
 def build_report(m: Measured, checks: Sequence[Check]) -> dict[str, Any]:
     """Seconds, bytes, frames and errors of everything that was measured."""
-    config = m.sides.config
+    config, of_class = m.sides.config, classes(m.policy)
     return {
         "version": VERSION,
         "made_with": {
@@ -60,10 +60,15 @@ def build_report(m: Measured, checks: Sequence[Check]) -> dict[str, Any]:
         "policy": {
             "file": Path(m.settings.policy_name).name,
             "labels": _labels(m.settings.labels_file),
-            "digest": m.policy.policy.digest,
+            "classified": m.sides.classified,
+            "digest": m.sides.given.digest,
             "classes": {
-                name: {"rule": m.policy.rules[cells[0][0]][cells[0][1]].text, "heads": len(cells), "kept": kept}
-                for (name, cells), kept in zip(classes(m.policy).items(), m.history.kept.values(), strict=True)
+                name: {
+                    "rule": m.policy.rules[cells[0][0]][cells[0][1]].text,
+                    "heads": len(cells),
+                    "kept": m.history.kept(cells),
+                }
+                for name, cells in of_class.items()
             },
         },
         "sides": {name: _side(m, runner) for name, runner in m.sides.runners.items()},
@@ -71,8 +76,14 @@ def build_report(m: Measured, checks: Sequence[Check]) -> dict[str, Any]:
             "dense": m.dense_bytes,
             "held": m.history.pool[-1],
             "planned": m.predicted_bytes,
+            "peak": max(m.history.pool),
+            "planned_peak": m.predicted_peak,
             "ratio": m.history.pool[-1] / m.dense_bytes,
-            "by_chunk": {"history": m.history.used, "current": m.history.current, "pools": m.history.pool},
+            "by_chunk": {
+                "history": {name: m.history.used(cells) for name, cells in of_class.items()},
+                "current": m.history.current,
+                "pools": m.history.pool,
+            },
         },
         "errors": {
             "compiled_against_eager": m.error("dense_compiled", "dense"),

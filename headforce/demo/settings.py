@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HeadforceError
+from ..policy import Policy
 from ..presets import load_presets
 from .example import examples_folder
 
@@ -71,6 +72,16 @@ class Settings:
     def options(self) -> dict[str, str]:
         """The options of `torch.compile` for headforce."""
         return {"inner": self.inner} | ({"target": self.target} if self.target else {})
+
+    def check_classify(self, policy: Policy) -> None:
+        """HF-DEMO if heads are to be classified so late that nothing would be seen of it."""
+        if policy.classify is not None and self.chunks < policy.classify.chunk + 2:
+            raise HeadforceError(
+                "HF-DEMO",
+                site="--chunks",
+                found=f"{self.chunks} chunks, and heads that are classified by chunk {policy.classify.chunk}",
+                needed=f"at least {policy.classify.chunk + 2}",
+            )
 
     def evicting(self, window: int) -> list[int]:
         """The chunks in which a model with a window of `window` frames evicts; HF-DEMO if they are fewer than two."""

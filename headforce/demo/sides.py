@@ -45,8 +45,8 @@ class Sides:
         tokens = self.config.tokens_per_frame
         shape = {"layers": self.config.num_layers, "heads": self.config.num_heads, "tokens": tokens}
         self._bind = partial(Policy.bind, native=native.native(self.config.cache_frames * tokens, tokens), **shape)
-        self._given = policy
-        # What the stream begins with, and what it goes on with: two only where heads are classified on the way.
+        self.given, self.classified = policy, False
+        # What the stream begins with, and what it goes on with; they differ where heads are classified on the way.
         self.first = self._bind(policy.undecided() if policy.classify else policy)
         self.bound = bound = self._bind(policy)
         self.control = _control(bound, self.settings.chunks)
@@ -63,10 +63,11 @@ class Sides:
         """Once the policy's side has classified its heads, the reference and the report go by the same classes."""
         session = self.runners["policy"].session
         assert session is not None
-        (caches,) = session.cache_sets
-        if self._given.classify is None or caches.heads.classes is None or self.bound.policy.classify is None:
+        caches: Any = session.cache_sets[0]
+        if caches.heads is None or caches.heads.classes is None or self.classified:
             return
-        self.bound = self.oracle.policy = self._bind(self._given.classified(caches.heads.classes))
+        self.classified = True
+        self.bound = self.oracle.policy = self._bind(self.given.classified(caches.heads.classes))
         found = _control(self.bound, self.settings.chunks)
         self.control.layer, self.control.head = found.layer, found.head
 

@@ -51,6 +51,8 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, Callable[[str], str]]]:
         "native": str(structure["graphs_for_native"]),
         "policy": f"the same, +{structure['graphs_more_for_policy']}",
     }
+    more = report["bytes"]["peak"] > report["bytes"]["held"]
+    during = {"policy": f"{report['bytes']['peak'] / 2**20:.1f}"} if more else {}
     compiled = {"policy": f"{structure['launches_per_layer_and_pass']:g}"}
     breaks = {"policy": str(structure["graph_breaks"])}
     return [
@@ -59,6 +61,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, Callable[[str], str]]]:
         ("  dense, compiled = 1", lambda name: f"{sides[name]['time_ratio']['dense_compiled']:.2f}"),
         ("K and V held, MiB", lambda name: f"{sides[name]['held_bytes'] / 2**20:.1f}"),
         ("  dense = 1", lambda name: f"{sides[name]['held_bytes'] / report['bytes']['dense']:.2f}"),
+        *([("  during the warm-up", lambda name: during.get(name, ""))] if during else []),
         *((f"past frames, {key}", _kept(past, max(value["kept"][since:]))) for key, value in classes),
         ("error of the video", lambda name: error.get(name, "")),
         ("graphs", lambda name: graphs.get(name, "")),
@@ -75,6 +78,8 @@ def _kept(past: int, kept: int | float) -> Callable[[str], str]:
 def _notes(report: Mapping[str, Any]) -> str:
     rollout, policy = report["rollout"], report["policy"]
     labels = f", labels of the heads: {policy['labels']}" if policy["labels"] else ""
+    if policy["classified"]:
+        labels = ", heads classified while the video is made"
     first, last = rollout["evicting_chunks"][0], rollout["evicting_chunks"][-1]
     return (
         f"Policy: {policy['file']}{labels}.\n"

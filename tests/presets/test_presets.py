@@ -1,14 +1,30 @@
 """Presets against plain state machines, written from the papers and the published code and from nothing of ours."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from headforce.errors import HeadforceError
 from headforce.lowering.footprint import footprint
 from headforce.lowering.preview import preview
 from headforce.policy import Policy, Schedule
-from headforce.presets import Labels, dummy_forcing, head_forcing, load_presets, longlive, make_preset, self_forcing
+from headforce.policy.file import schema
+from headforce.presets import (
+    Labels,
+    dummy_forcing,
+    forcing_kv,
+    head_forcing,
+    load_presets,
+    longlive,
+    make_preset,
+    pyramid_forcing,
+    self_forcing,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SYSTEMS = (Path(__file__).parents[2] / "docs" / "systems.md").read_text(encoding="utf-8")
 
 LABELS = Labels((("sink", "neighbor", "dummy"), ("dummy", "neighbor", "neighbor")))
 ROLES = Labels((("local", "anchor", "memory"), ("memory", "local", "anchor")))
@@ -154,9 +170,11 @@ def test_a_head_that_the_model_lacks():
         dummy_forcing(LABELS).bind(layers=2, heads=2)
 
 
-def mixed(layers, **share):
-    """Labels in which every layer has the same number of heads of each class."""
-    return Labels((tuple(name for name, count in share.items() for _ in range(count)),) * layers)
+def spread(layers, heads, **counts):
+    """Labels with so many heads of each class, spread over the layers."""
+    names = [name for name, count in counts.items() for _ in range(count)]
+    assert len(names) == layers * heads
+    return Labels(tuple(tuple(names[layer::layers]) for layer in range(layers)))
 
 
 @pytest.mark.parametrize(
@@ -167,15 +185,29 @@ def mixed(layers, **share):
         (
             "dummy_forcing",
             [
-                dummy_forcing(mixed(30, sink=2, neighbor=4, dummy=6)),
-                dummy_forcing(mixed(40, sink=7, neighbor=13, dummy=20)),
+                dummy_forcing(spread(30, 12, sink=60, neighbor=120, dummy=180)),
+                dummy_forcing(spread(40, 40, sink=267, neighbor=533, dummy=800)),
+            ],
+        ),
+        (
+            "forcing_kv",
+            [
+                forcing_kv(spread(30, 12, static=134, dynamic=226)),
+                forcing_kv(spread(40, 40, static=800, dynamic=800), selected=0, dynamic_window=3, ungrouped_layers=()),
+            ],
+        ),
+        (
+            "pyramid_forcing",
+            [
+                pyramid_forcing(spread(30, 12, wave=156, anchor=172, veil=32)),
+                pyramid_forcing(spread(40, 40, wave=693, anchor=765, veil=142)),
             ],
         ),
         (
             "head_forcing",
             [
-                head_forcing(mixed(30, anchor=3, local=2, memory=7)),
-                head_forcing(mixed(40, anchor=10, local=6, memory=24)),
+                head_forcing(spread(30, 12, anchor=90, local=54, memory=216)),
+                head_forcing(spread(40, 40, anchor=400, local=240, memory=960)),
             ],
         ),
     ],
@@ -185,7 +217,41 @@ def test_the_table_of_bytes(row, policies):
     expected = []
     for policy, (layers, heads) in zip(policies, ((30, 12), (40, 40)), strict=True):
         for tokens in (1560, 8160):
-            size = footprint(policy.bind(layers=layers, heads=heads), Schedule((3,) * 20), 2 * tokens * 128 * 2)
-            expected.append(f"{size.history_bytes / 2**30:.2f} + {size.current_bytes / 2**30:.2f}")
-    text = (Path(__file__).parents[2] / "docs/systems.md").read_text()
-    assert f"| `{row}` | {' | '.join(expected)} |" in text
+            bound = policy.bind(layers=layers, heads=heads, tokens=tokens)
+            size = footprint(bound, Schedule((3,) * 40), 2 * tokens * 128 * 2)
+            steady, peak, chunk = (
+                f"{n / 2**30:.2f}" for n in (size.steady_bytes, size.history_bytes, size.current_bytes)
+            )
+            expected.append(f"{steady}{f' ({peak})' if peak != steady else ''} + {chunk}")
+    assert f"| `{row}` | {' | '.join(expected)} |" in SYSTEMS
+
+
+def test_the_table_of_rules():
+    """Every class of every preset stands in docs/systems.md as it is."""
+    policies = {
+        "self_forcing": self_forcing(),
+        "longlive": longlive(),
+        "dummy_forcing": dummy_forcing(),
+        "forcing_kv": forcing_kv(spread(1, 2, static=1, dynamic=1)),
+        "pyramid_forcing": pyramid_forcing(spread(1, 3, wave=1, anchor=1, veil=1)),
+        "head_forcing": head_forcing(spread(1, 3, anchor=1, local=1, memory=1)),
+    }
+    assert set(policies) == set(load_presets())
+    for policy in policies.values():
+        for rule in policy.classes.values():
+            # Arguments that have their default value are spelled out where a reader wants to see them.
+            written = str(rule).replace(", unit=frame", "").replace(", write=novel(0.9)", "").replace("|", "\\|")
+            assert f"`{written}`" in SYSTEMS, written
+
+
+ONLINE = "dummy_forcing_online"
+
+
+@pytest.mark.parametrize("name", [*load_presets(), ONLINE])
+def test_every_preset_is_written_out_as_a_file(name):
+    labels = EXAMPLES / "labels" / f"{name}.demo.json"
+    policy = make_preset(name.removesuffix("_online"), **({"labels": labels} if labels.exists() else {}))
+    path = EXAMPLES / "policies" / "systems" / f"{name}.yaml"
+    assert Policy.load(path) == policy
+    assert path.read_text() == policy.dumps()
+    jsonschema.validate(json.loads(policy.dumps("json")), schema())
