@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
+from ..lowering.state.select import asks_queries
 from .torch_private import StorageKey, storage_key
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ reading the model's own cache."""
 
 def variant_of(mode: str, policy: Policy) -> str:
     """The variant that runs for a model prepared in `mode`."""
-    return OBSERVED if mode == OWNED and policy.classify is not None else mode
+    return OBSERVED if mode == OWNED and (policy.classify is not None or asks_queries(policy)) else mode
 
 
 @dataclass(frozen=True)

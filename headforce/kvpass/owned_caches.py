@@ -13,12 +13,13 @@ from ..lowering.plan import ChunkPlan
 from ..lowering.pool import PagePool, PageShape
 from ..lowering.state.decider import decider
 from ..lowering.state.making import make_parts
-from ..lowering.stream import Stream
+from ..lowering.stream import Decider, Stream
 from ..lowering.verify import check_plan, check_tables
 from ..policy import Answer, Rule
 from .capture import LayerCache
 from .head_classes import HeadClasses
-from .layers import OWNED, Caches, Layer, PassFacts, owned, variant_of
+from .kept_queries import KeptQueries
+from .layers import OBSERVED, OWNED, Caches, Layer, PassFacts, owned, variant_of
 from .shell import make_shell
 from .site import Site
 
@@ -47,6 +48,7 @@ class OwnedCaches(Caches):
         self.stream: Stream | None = None
         self.pool: PagePool | None = None
         self.heads: HeadClasses | None = None
+        self.queries = KeptQueries(len(caches)) if self.variant == OBSERVED else None
         self._checked: ChunkPlan | None = None
         for cache, (k, v), layer in zip(self.caches, self.shells, self.layers, strict=True):
             cache.replace(k, v)
@@ -86,20 +88,32 @@ class OwnedCaches(Caches):
     def switch(self, answer: Answer | None) -> int:
         if self.stream is None or self.pool is None or self.rotation is None:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
-        return self.stream.switch(decider(self.pool, self.rotation), answer)
+        return self.stream.switch(self._decider(), answer)
+
+    def _decider(self) -> Decider:
+        assert self.pool is not None
+        assert self.rotation is not None
+        return decider(self.pool, self.rotation, self.queries.kept if self.queries is not None else None)
 
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
         """A layer's site runs: checks the clock, and lets the stream advance if this is the first layer to do so."""
         evicted = layer.rows_evicted(facts)
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
-        if self.heads is not None and self.stream is not None and facts.start == 0 and self.stream.history:
+        if (
+            self.heads is not None
+            and self.stream is not None
+            and facts.start == 0
+            and self.stream.history
+            and not self.stream.closed
+        ):
             self._begin_anew()
         if self.stream is None:
             policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
             of_model["tokens"] = facts.rows
             if policy.classify is not None:
-                self.heads = HeadClasses(policy, len(self.layers), of_model, native)
+                assert self.queries is not None
+                self.heads = HeadClasses(policy, self.queries, of_model, native)
                 policy = policy.undecided()
             stream = Stream(policy.bind(**of_model, native=native), facts.batch)
             self.pool = PagePool(stream, shape, canonical=self.session.canonical)
@@ -112,9 +126,11 @@ class OwnedCaches(Caches):
             )
         if self.heads is not None:
             self.heads.before(facts, self.pool, self.rotation)
-        self.stream.begin(facts.start, facts.frames, decider(self.pool, self.rotation))
+        self.stream.begin(facts.start, facts.frames, self._decider())
         if self.heads is not None:
             self.heads.begun(facts, site, self.stream)
+        elif self.queries is not None:
+            self.queries.want(torch.arange(facts.frames * facts.rows), facts, site, mean=True)
         if self.stream.plan is not self._checked:
             # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
             self._check_native(facts, native)
@@ -129,15 +145,15 @@ class OwnedCaches(Caches):
         layer.ran(facts, evicted)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """Pools and theta, then (reads, runs, pages) of each layer; with heads that are classified, what that takes."""
+        """Pools and theta, then (reads, runs, pages) of each layer; and what an observed graph takes besides."""
         assert self.pool is not None
         added = [self.pool.k, self.pool.v, self.theta(self._moves())]
-        if self.heads is not None:
-            added.append(self.heads.rows)
+        if self.queries is not None:
+            added.append(self.queries.rows)
         for layer in layers:
             added += [self.pool.reads[layer.number], self.pool.runs[layer.number], self.pool.pages[layer.number]]
-            if self.heads is not None:
-                added.append(self.heads.kept[layer.number])
+            if self.queries is not None:
+                added.append(self.queries.kept[layer.number])
         return added
 
     def _moves(self) -> bool:

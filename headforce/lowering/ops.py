@@ -29,9 +29,13 @@ def _(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor)
 
 @torch.library.custom_op("headforce::keep_queries", mutates_args=("kept",))
 def keep_queries(query: Tensor, rows: Tensor, kept: Tensor) -> None:
-    """Copies rows [R] of the query [B, S, H, D] to `kept` [B, R, H, D]; with no rows nothing."""
+    """Copies rows [R] of the query [B, S, H, D] to `kept` [B, R, H, D], or their mean to `kept` [B, 1, H, D].
+
+    With no rows it does nothing.
+    """
     if rows.numel():
-        kept.copy_(query.index_select(1, rows))
+        chosen = query.index_select(1, rows)
+        kept.copy_(chosen if kept.shape[1] == rows.numel() else chosen.float().mean(dim=1, keepdim=True))
 
 
 @keep_queries.register_fake

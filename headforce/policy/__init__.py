@@ -5,11 +5,11 @@ from .chunk import Chunk, Schedule
 from .classify import Classify
 from .frameset import FrameSet
 from .grammar import parse_answer, parse_rule
-from .memory import BUSIEST, Decide, HeadMemory, PagedStore, StoreOp, Write
+from .memory import BUSIEST, Commit, Decide, HeadMemory, PagedStore, StoreOp, Write
 from .op import Op, load_ops, policy_op
 from .parts import Part
 from .policy import Policy, Warmup
-from .positions import Clamp, Collapse, Keep
+from .positions import Carry, Clamp, Collapse, Keep
 from .rule import Item, PartItem, Rule
 from .switch import Amended, Answer, Cut, Flush, KeepAll, Recache
 
@@ -19,10 +19,12 @@ __all__ = [
     "Answer",
     "BoundPolicy",
     "Capacity",
+    "Carry",
     "Chunk",
     "Clamp",
     "Classify",
     "Collapse",
+    "Commit",
     "Cut",
     "Decide",
     "Flush",

@@ -7,7 +7,7 @@ else - plans, the oracle, reports - replays the record, and is therefore exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import HeadforceError
@@ -36,10 +36,12 @@ class Commit:
     Attributes:
         ruling: false as long as the chunk before was one of the warm-up, under which another rule was in force.
         lost: frames that a prompt switch made the head forget.
+        often: units that were chosen as often as the store allows.
     """
 
     ruling: bool = True
     lost: FrameSet = EMPTY
+    often: FrameSet = EMPTY
 
 
 class StoreOp(Op):
@@ -53,6 +55,8 @@ class StoreOp(Op):
     evict: str
     stateful: ClassVar[bool] = True
     scope: str = "head"
+    reuse: int | None = None
+    """How often one unit may be written; None for as often as it is chosen."""
 
     def units(self, arrived: FrameSet) -> tuple[FrameSet, ...]:
         """The candidates for writing among the frames that arrived, oldest first."""
@@ -237,10 +241,23 @@ class HeadMemory:
         """The frames that the rule goes on reading as a whole, of which a part would be read twice."""
         return fold(self.rule.node, lambda term: EMPTY if term.op.paged else live_of(term, after, self.held))
 
+    def _chosen(self, store: str, times: int) -> FrameSet:
+        """What was written into a store at least so many times."""
+        counts = [EMPTY] * times  # counts[i]: at least i + 1 times
+        for (name, when), writes in sorted(self.record.items(), key=lambda entry: entry[0][1]):
+            if name != store or when > self.committed:
+                continue
+            for carried in (write.unit for write in writes):
+                for i, seen in enumerate(counts):
+                    counts[i], carried = seen | carried, seen & carried
+        return counts[-1]
+
     def _offer(self, term: Term, arrived: FrameSet, committed: int, decide: Decide, when: Commit) -> FrameSet:
         """Offers what arrived to one store; the frames that the store lets go of."""
         op = self._op(term.store)
         held = self.stores.get(term.store, ())
+        if op.reuse is not None:
+            when = replace(when, often=self._chosen(term.store, op.reuse))
         writes = op.offered(term.store, held, arrived, decide, when)
         held = self.stores[term.store] = op.after(held, writes)
         self.record[term.store, committed] = writes

@@ -76,11 +76,40 @@ class Clamp(_Distance):
     __str__ = _Distance.__str__
 
 
+@dataclass(frozen=True)
+class Carry(PositionMap):
+    """`carry(back, first, every)`: at frame `first`, and every `every` frames again, a frame is moved so far that frame
+    0 stands `back` frames before that; until then frames keep their own indices (Deep Forcing's sink)."""
+
+    back: int
+    first: int
+    every: int
+    name: ClassVar[str] = "carry"
+    by_query: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("back", "first", "every"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise HeadforceError(
+                    "HF-OP-ARG", found=f"{name}={value!r} in carry()", needed="a whole number of at least 1"
+                )
+
+    def position(self, frame: int, query: int) -> int:
+        if query < self.first:
+            return frame
+        moved = self.first + (query - self.first) // self.every * self.every
+        return frame + max(0, moved - self.back)
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.back}, {self.first}, {self.every})"
+
+
 KEEP = Keep()
 CONTIGUOUS = "contiguous"
 """The map of a whole rule, `(...)@contiguous`: kept frames in order, then the chunk, without gaps."""
 
-MAPS: dict[str, type[PositionMap]] = {kind.name: kind for kind in (Keep, Collapse, Clamp)}
+MAPS: dict[str, type[PositionMap]] = {kind.name: kind for kind in (Keep, Collapse, Clamp, Carry)}
 
 
 def contiguous_position(rank: int, kept: int, start: int) -> int:

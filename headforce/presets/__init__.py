@@ -1,5 +1,6 @@
 """Published systems as policies, and the files in which they label heads. No torch."""
 
+from .deep_forcing import deep_forcing
 from .dummy_forcing import dummy_forcing
 from .forcing_kv import forcing_kv
 from .head_forcing import head_forcing
@@ -12,6 +13,7 @@ from .self_forcing import self_forcing
 
 __all__ = [
     "Labels",
+    "deep_forcing",
     "dummy_forcing",
     "find_preset",
     "forcing_kv",

@@ -19,7 +19,21 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from ..errors import HeadforceError
-from ..policy import BUSIEST, Clamp, Collapse, Decide, FrameSet, Keep, Op, Policy, Rule, Schedule, Warmup, load_ops
+from ..policy import (
+    BUSIEST,
+    Carry,
+    Clamp,
+    Collapse,
+    Decide,
+    FrameSet,
+    Keep,
+    Op,
+    Policy,
+    Rule,
+    Schedule,
+    Warmup,
+    load_ops,
+)
 from ..policy.node import Term
 from ..policy.op import arguments
 from ..policy.ops.episodic import Evicted
@@ -42,7 +56,8 @@ def schedules(chunks: int = 10, frames: int = 5) -> st.SearchStrategy[Schedule]:
 def maps() -> st.SearchStrategy[PositionMap]:
     """Position maps of a single operator."""
     distance = st.integers(1, 2 * LARGEST)
-    return st.one_of(st.just(Keep()), distance.map(Collapse), distance.map(Clamp))
+    few = st.integers(1, LARGEST)
+    return st.one_of(st.just(Keep()), distance.map(Collapse), distance.map(Clamp), st.builds(Carry, distance, few, few))
 
 
 def ops(kind: type[Op] | None = None, native: Rule | None = None) -> st.SearchStrategy[Op]:

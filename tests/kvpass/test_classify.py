@@ -138,10 +138,11 @@ def test_two_streams_have_classes_of_their_own():
 def test_a_stream_that_was_never_measured_is_refused():
     """Chunks 0 and 1 in one prefill: what would have been chunk 1 never ran by itself."""
     from headforce.kvpass.head_classes import HeadClasses
+    from headforce.kvpass.kept_queries import KeptQueries
     from headforce.kvpass.layers import PassFacts
 
     policy = dummy_forcing(num_dummy=1)
-    heads = HeadClasses(policy, 1, {}, parse_rule("span(9)"))
+    heads = HeadClasses(policy, KeptQueries(1), {}, parse_rule("span(9)"))
 
     class Behind:
         class stream:

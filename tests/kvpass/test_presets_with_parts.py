@@ -13,7 +13,7 @@ import torch
 import examples.causal_wan as example
 import headforce
 from headforce.demo.reference import Control, Oracle, install_oracle
-from headforce.presets import Labels, forcing_kv, pyramid_forcing
+from headforce.presets import Labels, deep_forcing, forcing_kv, pyramid_forcing
 
 from .conftest import text, wan
 from .test_owned_identity import relative
@@ -24,6 +24,7 @@ POLICIES = {
     "forcing_kv": forcing_kv(KINDS),
     "forcing_kv, all layers": forcing_kv(KINDS, dynamic_window=2, selected=2, ungrouped_layers=(), warmup_chunks=1),
     "pyramid_forcing": pyramid_forcing(VIEWS),
+    "deep_forcing": deep_forcing(sink=2, budget=7, recent=4, window=10),
 }
 SCHEDULES = {"threes": [3] * 7, "ones": [1] * 14, "one and threes": [1, 3, 3, 3, 3, 3]}
 
@@ -50,17 +51,21 @@ def both(model, policy, lengths, verify="plan"):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_equals_eager_that_gathers_what_the_oracle_names(policy, schedule):
-    """Through the warm-up, selections and merges, and past the first eviction of the model's own cache."""
-    read = set()
-    for session, one, other in both(wan(sink_size=1), policy, schedule):
-        assert relative(one.x0, other.x0) < 1e-5
-        plan = session.cache_sets[0].stream.plan
-        read |= {item.kind for head in plan.heads for reading in head.readings for item in reading.parts}
-        launches = session.launches
-    assert read == ({"merge"} if policy is POLICIES["pyramid_forcing"] else {"select"})
-    assert set(launches) == {3 * len(schedule)}
+def test_equals_eager_that_gathers_what_the_oracle_names(schedule):
+    """Through the warm-up, selections and merges, and past the first eviction of the model's own cache.
+
+    All in one test: they run the same compiled graphs.
+    """
+    model = wan(sink_size=1)
+    for name, policy in POLICIES.items():
+        read = set()
+        for session, one, other in both(copy.deepcopy(model), policy, schedule):
+            assert relative(one.x0, other.x0) < 1e-5, name
+            plan = session.cache_sets[0].stream.plan
+            read |= {item.kind for head in plan.heads for reading in head.readings for item in reading.parts}
+            launches = session.launches
+        assert read == ({"merge"} if name == "pyramid_forcing" else {"select"}), name
+        assert set(launches) == {3 * len(schedule)}
 
 
 def test_a_missing_segment_shows():

@@ -12,6 +12,7 @@ from headforce.errors import HeadforceError
 from headforce.policy import Policy, parse_answer
 from headforce.presets import (
     Labels,
+    deep_forcing,
     dummy_forcing,
     forcing_kv,
     head_forcing,
@@ -26,6 +27,7 @@ from .test_owned_identity import relative
 
 CHUNKS = ([3, 3, 3], [3], [3, 3])
 PRESETS = {
+    "deep_forcing": deep_forcing(sink=2, budget=7, recent=4, window=10, segments=4),
     "self_forcing": self_forcing(window=9),
     "longlive": longlive(window=9, sink=3),
     "dummy_forcing": dummy_forcing(Labels((("sink", "neighbor", "dummy", "dummy"),) * 2)),
@@ -34,6 +36,7 @@ PRESETS = {
     "pyramid_forcing": pyramid_forcing(Labels((("wave", "anchor", "veil", "veil"),) * 2)),
 }
 ANSWERS = {
+    "deep_forcing": ("flush(1, stores=yes)", "keep()"),
     "self_forcing": ("flush(2)", "cut(5)"),
     "longlive": ("recache(5)", "recache(5, keep_sink=no)"),
     "dummy_forcing": ("recache(5)", "flush(1)"),

@@ -372,12 +372,14 @@ def test_a_score_is_one_number_for_every_segment(name):
     score = find_score(name)
     generator = torch.Generator().manual_seed(0)
     keys, *others = (torch.randn(2, 3, 5, 4, 8, generator=generator) for _ in range(3))
-    given = Segments(keys, others[0] if score.following else None, others[1] if score.newest else None)
+    queries = torch.randn(2, 3, 8, generator=generator) if score.queries else None
+    given = Segments(keys, others[0] if score.following else None, others[1] if score.newest else None, queries)
     found = score.function(given)
     assert found.shape == (2, 5)
     assert score.function.__doc__
     for i in range(2):  # groups do not see each other
-        one = Segments(*(None if x is None else x[i : i + 1] for x in (given.keys, given.following, given.newest)))
+        looked_at = (given.keys, given.following, given.newest, given.queries)
+        one = Segments(*(None if x is None else x[i : i + 1] for x in looked_at))
         torch.testing.assert_close(score.function(one)[0], found[i])
     assert math.isfinite(found.sum().item())
 

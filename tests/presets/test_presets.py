@@ -13,6 +13,7 @@ from headforce.policy import Policy, Schedule
 from headforce.policy.file import schema
 from headforce.presets import (
     Labels,
+    deep_forcing,
     dummy_forcing,
     forcing_kv,
     head_forcing,
@@ -203,6 +204,7 @@ def spread(layers, heads, **counts):
                 pyramid_forcing(spread(40, 40, wave=693, anchor=765, veil=142)),
             ],
         ),
+        ("deep_forcing", [deep_forcing(), deep_forcing()]),
         (
             "head_forcing",
             [
@@ -231,6 +233,7 @@ def test_the_table_of_rules():
     policies = {
         "self_forcing": self_forcing(),
         "longlive": longlive(),
+        "deep_forcing": deep_forcing(),
         "dummy_forcing": dummy_forcing(),
         "forcing_kv": forcing_kv(spread(1, 2, static=1, dynamic=1)),
         "pyramid_forcing": pyramid_forcing(spread(1, 3, wave=1, anchor=1, veil=1)),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from ...policy import Decide
 from ..pool import PagePool
 from ..stream import Decider, Lane
@@ -10,12 +14,14 @@ from .select import selection
 from .turning import Turning
 
 
-def decider(pool: PagePool, turning: Turning) -> Decider:
+def decider(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None = None) -> Decider:
     """Decides for the next commit of the pool's stream; to be given to its `begin`, and made anew for every call.
+
+    `queries`: [B, 1, H, D] for each layer, the mean query of the last pass, for scores that look at it.
 
     Nothing is computed before the stream asks, and the host waits for the device once for each kind of store.
     """
-    novel, choose = novelty(pool, turning), selection(pool, turning)
+    novel, choose = novelty(pool, turning), selection(pool, turning, queries)
 
     def of_lane(lane: Lane) -> Decide:
         return Decide(novel(lane), choose(lane))

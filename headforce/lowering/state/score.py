@@ -29,11 +29,13 @@ class Segments:
             asked for it: as it lies in its page, or as it was before RoPE.
         following: the same segments of the next frame, or None for a score that did not ask for them.
         newest: [G, H, m, R, D]: the same segments of the newest committed frame, or None.
+        queries: [G, H, D]: the mean query of the last pass, as attention saw it, or None.
     """
 
     keys: Tensor
     following: Tensor | None
     newest: Tensor | None
+    queries: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Score:
 
     Attributes:
         function: Segments -> [G, m], one number for every segment. best: "lowest" or "highest".
-        raw: the keys are to be as they were before RoPE. following, newest: what else the score looks at.
+        raw: the keys are to be as they were before RoPE. following, newest, queries: what else the score looks at.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Score:
     raw: bool
     following: bool
     newest: bool
+    queries: bool
 
 
 _SCORES: dict[str, Score] = {}
@@ -58,12 +61,18 @@ _F = TypeVar("_F", bound=Callable[[Segments], Tensor])
 
 
 def score(
-    name: str, *, best: str, raw: bool = False, following: bool = False, newest: bool = False
+    name: str,
+    *,
+    best: str,
+    raw: bool = False,
+    following: bool = False,
+    newest: bool = False,
+    queries: bool = False,
 ) -> Callable[[_F], _F]:
     """Decorator: registers a score, see `Score`. Segments are kept by the `lowest` or the `highest` numbers."""
 
     def register(function: _F) -> _F:
-        _SCORES[name] = Score(name, function, best, raw, following, newest)
+        _SCORES[name] = Score(name, function, best, raw, following, newest, queries)
         return function
 
     return register

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import HeadforceError
-from ...policy import FrameSet, Part
+from ...policy import FrameSet, Part, Policy
 from ...policy.node import Term
 from ...policy.ops.select import Select
 from ..plan import Cell
@@ -41,7 +41,7 @@ class _Group:
     segments: tuple[int, ...]
 
 
-def selection(pool: PagePool, turning: Turning) -> Callable[[Lane], Choose]:
+def selection(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None = None) -> Callable[[Lane], Choose]:
     """What selections choose at the next commit of the pool's stream, see `Decide.choose`; to be made anew for every
     commit.
 
@@ -54,7 +54,7 @@ def selection(pool: PagePool, turning: Turning) -> Callable[[Lane], Choose]:
         def choose(store: str, candidates: FrameSet, count: int) -> FrameSet:
             if not scores:
                 groups = [_group(pool.stream, lane, term) for lane, term in _selections(pool.stream)]
-                scores.update(_scored(pool, turning, list(dict.fromkeys(groups))))
+                scores.update(_scored(pool, turning, queries, list(dict.fromkeys(groups))))
             term = next(term for term in lane.rule.rule.paged if term.store == store)
             group = _group(pool.stream, lane, term)
             return best(scores[group], candidates, count, find_score(group.op.score))
@@ -62,6 +62,12 @@ def selection(pool: PagePool, turning: Turning) -> Callable[[Lane], Choose]:
         return choose
 
     return of_lane
+
+
+def asks_queries(policy: Policy) -> bool:
+    """Whether some selection of `policy` is scored by the queries of the last pass, which then have to be kept."""
+    ops = [term.op for rule in policy.classes.values() for term in rule.paged]
+    return any(isinstance(op, Select) and find_score(op.score).queries for op in ops)
 
 
 def best(scores: Scores, candidates: FrameSet, count: int, by: Score) -> FrameSet:
@@ -113,7 +119,9 @@ def _deciding(stream: Stream, lane: Lane, op: Select) -> tuple[Cell, ...]:
     raise AssertionError("the lane's own layer has its rule")
 
 
-def _scored(pool: PagePool, turning: Turning, groups: list[_Group]) -> dict[_Group, Scores]:
+def _scored(
+    pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None, groups: list[_Group]
+) -> dict[_Group, Scores]:
     """The scores of all groups; the host waits once."""
     alike: dict[tuple[Select, int, tuple[int, ...]], list[_Group]] = {}
     for group in groups:
@@ -123,14 +131,14 @@ def _scored(pool: PagePool, turning: Turning, groups: list[_Group]) -> dict[_Gro
     for (op, _, segments), members in alike.items():
         by = find_score(op.score)
         for group in members:  # one after the other: the keys of all heads at once would be as large as the pool
-            found = by.function(_segments(pool, turning, group, by)) if segments else torch.zeros(1, 0)
+            found = by.function(_segments(pool, turning, queries, group, by)) if segments else torch.zeros(1, 0)
             numbers.append(found.flatten().float().to(pool.k.device))
             order.append(group)
     values = iter(torch.cat(numbers).tolist())
     return {group: {s: next(values) for s in group.segments} for group in order}
 
 
-def _segments(pool: PagePool, turning: Turning, group: _Group, by: Score) -> Segments:
+def _segments(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None, group: _Group, by: Score) -> Segments:
     """The candidates of one group as a score wants to see them."""
     n = group.op.per_frame
     parts = group.op.parts(FrameSet.of(group.segments))
@@ -145,7 +153,15 @@ def _segments(pool: PagePool, turning: Turning, group: _Group, by: Score) -> Seg
         keys(lambda part: 0),
         keys(lambda part: 1) if by.following else None,
         keys(lambda part: last - part.at) if by.newest else None,
+        _queries(queries, group, by) if by.queries else None,
     )
+
+
+def _queries(queries: Sequence[Tensor] | None, group: _Group, by: Score) -> Tensor:
+    """[1, H, D]: the mean queries of a group's heads in the last pass."""
+    if queries is None:
+        raise HeadforceError("HF-SCORE", found=f"the score {by.name}, and no queries", needed="a pass that kept them")
+    return torch.stack([queries[layer][row, 0, head] for layer, row, head in group.cells])[None]
 
 
 def _keys(pool: PagePool, turning: Turning, cell: Cell, op: Select, parts: Sequence[Part], by: Score) -> Tensor:

@@ -25,19 +25,21 @@ class Select(PagedStore):
 
     Every frame is cut into `segments` equal runs of tokens, or into single tokens. At each commit the segments that
     have arrived are scored, with `pool=all` those that are held as well, and the best are copied into pages of the
-    store's own; they keep their positions. Nothing is selected at a commit of the warm-up.
+    store's own; they keep their positions. Nothing is selected at a commit of the warm-up. A segment that was chosen
+    `reuse` times is no candidate any more.
 
     `score` names a registered score, see docs/policy.md. `scope` says which heads decide together: each `head` for
     itself, the heads of a `layer` that have the rule, or those of the first such layer for the whole `model`
-    (Forcing-KV's dynamic heads, arXiv 2605.09681).
+    (Forcing-KV's dynamic heads, arXiv 2605.09681; Deep Forcing's tokens, 2512.05081).
     """
 
     size: int
     segments: int | str = field(default=6, metadata={"words": (TOKEN,), "always": True})
-    score: str = field(default="segment_cosine", metadata={"words": ("segment_cosine", "mean_key_cosine")})
+    score: str = field(default="segment_cosine", metadata={"words": ("segment_cosine", "mean_key_cosine", "qk")})
     source: Evicted = field(default=Evicted("recent"), metadata={"always": True})
     pool: str = field(default="new", metadata={"words": ("new", "all")})
     scope: str = field(default="head", metadata={"words": ("head", "layer", "model")})
+    reuse: int | None = None
 
     nested: ClassVar[dict[str, type]] = {"evicted": Evicted}
 
@@ -54,6 +56,8 @@ class Select(PagedStore):
         if not isinstance(self.source, Evicted):
             raise HeadforceError("HF-OP-ARG", found=f"source={self.source!r} in select()", needed="evicted(NAME)")
         self.need_word("pool", "scope")
+        if self.reuse is not None:
+            self.need_count("reuse")
 
     @property
     def slots(self) -> int:  # type: ignore[override]
@@ -105,7 +109,7 @@ class Select(PagedStore):
             return ()
         (candidates,) = self.units(arrived)
         if self.pool == "all" and held:
-            candidates |= held[0]
+            candidates |= held[0] - when.often
         chosen = decide.choose(store, candidates, self.size * self.per_frame)
         return (Write(chosen, held[0] if held else EMPTY),)
 
