@@ -428,6 +428,7 @@ def _makings(number: int, lane: Lane, coming: _Next) -> Iterator[Making]:
         if wanted == present:
             continue
         old: tuple[Part, ...] = term.op.parts(present)
-        parts = tuple(part for part in term.op.parts(wanted) if part not in old)
+        there = set(old)
+        parts = tuple(part for part in term.op.parts(wanted) if part not in there)
         if parts:
             yield Making(number, term, parts, dict(lane.slots.slot), old)

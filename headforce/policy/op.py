@@ -116,6 +116,10 @@ class Op(Composable):
         """The parts that the units in `held` stand for, and where each of them lies."""
         return ()
 
+    def parts_of_frame(self, tokens: int) -> int:
+        """Into how many parts it cuts a frame of `tokens` tokens."""
+        return 1
+
     def resolved(self, tokens: int) -> Op:
         """The operator for frames of `tokens` tokens; HF-SEGMENTS if it cannot cut them."""
         return self

@@ -167,6 +167,11 @@ class Policy:
         together = first.union(middle).union(without)
         return replace(self, classify=None, classes={"undecided": together}, default="undecided", on_switch={})
 
+    def parts_of_frame(self, tokens: int) -> int:
+        """Into how many parts a store cuts a frame of `tokens` tokens at most."""
+        ops = (term.op for rule in self.classes.values() for term in rule.paged)
+        return max((op.parts_of_frame(tokens) for op in ops), default=1)
+
     @property
     def by_layer(self) -> bool:
         """True when layers differ, so that a layer has to be told from another."""

@@ -7,10 +7,12 @@ the last tests have them planned.
 import pytest
 import torch
 
+from headforce.errors import HeadforceError
 from headforce.kernels.config import Config
 from headforce.kernels.reference import ragged_attention
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.attention import HOPPER, PORTABLE, attention
+from headforce.lowering.targets import check_rows
 from headforce.policy import Policy, parse_rule
 from tests.lowering.rig import Rig, check
 from tests.lowering.test_parts import MERGE, SELECT, Parts
@@ -30,6 +32,17 @@ LONG = [
 ]
 MIXED = [LONG[0], [(46, 6, 0), (53, 6, 3), (79, 1, 3), (97, 13, 0), (199, 2, 2), (240, 34, 2), (279, 1, -4)]]
 """Runs of two heads, in blocks of 16 rows. The kernel for Hopper wants runs of a block at least."""
+
+
+def test_a_kernel_that_needs_whole_blocks_refuses_shorter_parts():
+    """What it would read behind a short run is weighed with zero, but may be NaN."""
+    policy = Policy({"a": parse_rule(SELECT), "b": parse_rule(MERGE)}, "a")
+    assert (policy.parts_of_frame(1560), Policy({}).parts_of_frame(1560)) == (4, 1)
+    check_rows("hopper", 1560 // 4)
+    token = Policy({"a": parse_rule(SELECT.replace("segments=4", "segments=token"))}, "a")
+    with pytest.raises(HeadforceError, match="HF-KERNEL"):
+        check_rows("hopper", 1560 // token.parts_of_frame(1560))
+
 
 QUIET = 1
 """The head that reads nothing."""

@@ -91,11 +91,11 @@ def fuses_rope(name: str) -> bool:
 
 
 def check_rows(name: str, rows: int) -> None:
-    """HF-KERNEL if frames of `rows` rows are too short for the target."""
+    """HF-KERNEL if frames, or parts of frames, of `rows` rows are too short for the target."""
     find_target(name)
     if rows < _LEAST_ROWS[name]:
         raise HeadforceError(
             "HF-KERNEL",
-            found=f"frames of {rows} tokens for target {name}",
+            found=f"frames or parts of frames of {rows} tokens for target {name}",
             needed=f"at least {_LEAST_ROWS[name]}, or another target",
         )

@@ -54,6 +54,9 @@ class Merge(PagedStore):
     def most_parts(self) -> int:
         return self.last
 
+    def parts_of_frame(self, tokens: int) -> int:
+        return self.cell
+
     def resolved(self, tokens: int) -> Merge:
         self.need_division(tokens, self.cell)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import sympy
@@ -88,6 +89,9 @@ class Select(PagedStore):
     def most_parts(self) -> int:
         return self.size * self.per_frame
 
+    def parts_of_frame(self, tokens: int) -> int:
+        return tokens if isinstance(self.segments, str) else self.segments
+
     def resolved(self, tokens: int) -> Select:
         if self.segments == TOKEN:
             return replace(self, segments=tokens)
@@ -114,8 +118,7 @@ class Select(PagedStore):
         return (Write(chosen, held[0] if held else EMPTY),)
 
     def parts(self, held: FrameSet) -> tuple[Part, ...]:
-        n = self.per_frame
-        return tuple(Part(s // n, (s // n,), s % n, n, place) for place, s in enumerate(held))
+        return _segments(self.per_frame, held)
 
     def before(self, held: FrameSet, frame: int) -> FrameSet:
         return held.below(frame * self.per_frame)
@@ -125,3 +128,8 @@ class Select(PagedStore):
 
     def bound(self, s: sympy.Expr, n: sympy.Expr) -> sympy.Expr:
         return sympy.S.Zero
+
+
+@lru_cache(maxsize=64)  # of tokens there are thousands, and a plan asks several times
+def _segments(per_frame: int, held: FrameSet) -> tuple[Part, ...]:
+    return tuple(Part(s // per_frame, (s // per_frame,), s % per_frame, per_frame, i) for i, s in enumerate(held))
