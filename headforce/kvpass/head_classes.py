@@ -8,7 +8,7 @@ from ..errors import HeadforceError
 from ..lowering.pool import PagePool
 from ..lowering.state.classify import masses, sampled_rows
 from ..lowering.state.turning import Turning
-from ..lowering.stream import Stream
+from ..lowering.stream import Event, Stream
 from ..policy import Policy, Rule
 from .kept_queries import KeptQueries
 from .layers import PassFacts
@@ -42,9 +42,16 @@ class HeadClasses:
         Raises HF-CLASSIFY if the stream has gone by the chunk that was to be measured.
         """
         stream = pool.stream
-        chunk = stream.chunk
-        if self.classes is not None or chunk is None or not (facts.start >= chunk.stop or stream.closed):
+        chunk, event = stream.chunk, stream.check_pass(facts.start, facts.frames)
+        if self.classes is not None or chunk is None or event in (Event.REPEAT, Event.RESET):
             return
+        whole = facts.start >= chunk.stop or stream.closed
+        if chunk.index == self.classify.chunk and not whole:
+            raise HeadforceError(
+                "HF-CLASSIFY",
+                found=f"a pass at frame {facts.start}, which leaves chunk {chunk.index} before all of it is history",
+                needed="the whole chunk that is measured, and then what follows it",
+            )
         if chunk.index == self.classify.chunk:
             first, middle = masses(pool, turning, self.queries.kept, self._scale, self.classify)
             self.classes = self.classify.assign(first, middle)

@@ -130,6 +130,11 @@ class Caches(ABC):
     def release(self) -> None:
         """Ends all that headforce does with these caches, and gives the model back what was replaced."""
 
+    @property
+    def running(self) -> bool:
+        """Whether a video has begun and has not been reset."""
+        return False
+
     def switch(self, answer: Answer | None) -> int:
         """The prompt switches, see `Session.switch`; the frames that have to be run again."""
         raise NotImplementedError

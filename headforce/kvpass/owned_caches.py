@@ -13,7 +13,8 @@ from ..lowering.plan import ChunkPlan
 from ..lowering.pool import PagePool, PageShape
 from ..lowering.state.decider import decider
 from ..lowering.state.making import make_parts
-from ..lowering.stream import Decider, Stream
+from ..lowering.state.select import check_selections
+from ..lowering.stream import Decider, Event, Stream
 from ..lowering.verify import check_plan, check_tables
 from ..policy import Answer, Rule
 from .capture import LayerCache
@@ -78,6 +79,11 @@ class OwnedCaches(Caches):
             for layer in self.layers:
                 layer.evicted = 0
 
+    def _begins_anew(self, facts: PassFacts) -> bool:
+        """Whether a pass is the first of another video. Its first layer sees that; for the others it is a repeat."""
+        stream = self.stream
+        return stream is not None and stream.history > 0 and stream.check_pass(facts.start, facts.frames) is Event.RESET
+
     def _begin_anew(self) -> None:
         assert self.stream is not None
         if self.heads is None:
@@ -85,9 +91,20 @@ class OwnedCaches(Caches):
         else:  # the next video's heads are classified by themselves
             self.stream = self.pool = self.heads = None
 
+    @property
+    def running(self) -> bool:
+        return self.stream is not None and self.stream.chunk is not None
+
     def switch(self, answer: Answer | None) -> int:
         if self.stream is None or self.pool is None or self.rotation is None:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
+        policy = self.session.policy
+        if self.heads is not None and self.heads.classes is None and answer is None and not policy.answers_alike:
+            raise HeadforceError(
+                "HF-CLASSIFY",
+                found="a prompt switch before the heads are classified, and classes that do not answer alike",
+                needed="a switch after the measured chunk, or one answer for all: switch('keep()')",
+            )
         return self.stream.switch(self._decider(), answer)
 
     def _decider(self) -> Decider:
@@ -100,22 +117,19 @@ class OwnedCaches(Caches):
         evicted = layer.rows_evicted(facts)
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
-        if (
-            self.heads is not None
-            and self.stream is not None
-            and facts.start == 0
-            and self.stream.history
-            and not self.stream.closed
-        ):
+        if self.heads is not None and self._begins_anew(facts):
             self._begin_anew()
         if self.stream is None:
             policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
             of_model["tokens"] = facts.rows
             if policy.classify is not None:
+                policy.classify.count(of_model["layers"] * of_model["heads"])
                 assert self.queries is not None
                 self.heads = HeadClasses(policy, self.queries, of_model, native)
                 policy = policy.undecided()
-            stream = Stream(policy.bind(**of_model, native=native), facts.batch)
+            bound = policy.bind(**of_model, native=native)
+            check_selections(bound)
+            stream = Stream(bound, facts.batch)
             self.pool = PagePool(stream, shape, canonical=self.session.canonical)
             self.stream = stream
         assert self.pool is not None

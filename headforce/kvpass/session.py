@@ -236,7 +236,7 @@ class Session:
         """The prompt switches: call it between two chunks, before the first pass with the new text.
 
         Every class of heads does with its memory what the policy's `on_switch` says, and cross-attention computes its
-        keys and values anew.
+        keys and values anew. All streams of the model that have begun are switched.
 
         Args:
             answer: for all heads, whatever the policy says: `keep()`, `flush(2)`, `recache(12)`, `cut(21)`.
@@ -248,10 +248,12 @@ class Session:
         if self.mode != OWNED:
             raise HeadforceError("HF-VIEW", found="a prompt switch in view mode", needed="owned mode")
         given = parse_answer(answer) if isinstance(answer, str) else answer
-        if not self.cache_sets:
+        self._forget_unused()
+        running = [caches for caches in self.cache_sets if caches.running]
+        if not running:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
-        again = [caches.switch(given) for caches in self.cache_sets]
-        for caches in self.cache_sets:
+        again = [caches.switch(given) for caches in running]
+        for caches in running:
             self.adapter.forget_text(caches.text_caches)
         return max(again)
 

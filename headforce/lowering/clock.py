@@ -34,16 +34,23 @@ class Clock:
         starts: where the chunks of the history and the running one begin, rising. A rewrite adds none: its frames
             stay in the chunks in which they were first made, so a warm-up that is over stays over.
         closed: the running chunk is history already, although nothing has begun behind it.
+        owed: the first of the frames that have to be run again before the stream goes on; None if none have.
     """
 
     chunk: Chunk | None = None
     history: int = 0
     starts: tuple[int, ...] = ()
     closed: bool = False
+    owed: int | None = None
 
-    def close(self) -> Clock:
-        """The clock once all frames are history: whatever comes now is a rewrite of them or goes on behind them."""
-        return Clock(self.chunk, self.end, self.starts, closed=True)
+    def close(self, again: int = 0) -> Clock:
+        """The clock once all frames are history: whatever comes now is a rewrite of them or goes on behind them.
+
+        The newest `again` of them have to be run again first, and those that still had to be.
+        """
+        first = [self.end - again] if again else []
+        owed = min([*first, *([self.owed] if self.owed is not None else [])], default=None)
+        return Clock(self.chunk, self.end, self.starts, closed=True, owed=owed)
 
     @property
     def end(self) -> int:
@@ -57,13 +64,19 @@ class Clock:
         now = self.chunk
         if now is not None and (start, frames) == (now.start, now.frames) and not self.closed:
             return Event.REPEAT, self
-        if start == 0 and not (self.closed and frames <= self.history):
+        if start == 0 and self.owed != 0:
             return Event.RESET, Clock(Chunk(0, 0, frames), 0, (0,))
         if start > self.end:
             raise HeadforceError(
                 "HF-CLOCK",
                 found=f"a pass at frame {start} of a stream that has {self.end} frames",
                 needed=f"a pass at frame {self.end} or earlier, without a gap",
+            )
+        if self.owed is not None and start != self.owed:
+            raise HeadforceError(
+                "HF-CLOCK",
+                found=f"a pass at frame {start} after a prompt switch",
+                needed=f"frames {self.owed} to {self.end - 1} run again first, as recache() says",
             )
         assert now is not None
         history = self.end
@@ -74,6 +87,7 @@ class Clock:
             history = start
         if start < history:
             index = bisect_right(self.starts, start) - 1
-            return Event.REWRITE, Clock(Chunk(index, start, frames), history, self.starts)
+            owed = start + frames if self.owed is not None and start + frames < history else None
+            return Event.REWRITE, Clock(Chunk(index, start, frames), history, self.starts, owed=owed)
         starts = tuple(s for s in self.starts if s < start)
         return Event.ADVANCE, Clock(Chunk(len(starts), start, frames), history, (*starts, start))

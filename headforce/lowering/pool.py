@@ -106,15 +106,15 @@ class PagePool:
     def _lay_out(self) -> None:
         """New pools for other regions; what is held moves along. Happens when a stream changes its rhythm, if ever, and
         when its warm-up is over."""
-        old, self.regions = self.regions, Regions.of(self.stream)
-        if old is None:
-            self.k = self._empty(self.regions.pages, self.shape.head_dim)
-            self.v = self._empty(self.regions.pages, self.shape.value_dim)
-        else:
-            source, target = (torch.from_numpy(ids).to(self.shape.device) for ids in self._moves(old, self.regions))
-            # One after the other, so that only one of them is there twice.
-            self.k = self._moved(self.k, source, target)
-            self.v = self._moved(self.v, source, target)
+        old, regions = self.regions, Regions.of(self.stream)
+        k, v = self._empty(regions.pages, self.shape.head_dim), self._empty(regions.pages, self.shape.value_dim)
+        if old is not None:
+            source, target = (torch.from_numpy(ids).to(self.shape.device) for ids in self._moves(old, regions))
+            for pages, others in ((self.k, k), (self.v, v)):
+                for some, there in zip(source.split(AT_ONCE), target.split(AT_ONCE), strict=True):
+                    others.index_copy_(0, there, pages.index_select(0, some))
+        # All at once: if memory did not suffice, everything is as it was, and can be tried again.
+        self.k, self.v, self.regions = k, v, regions
         self.stream.relaid = {}
         self._layout = self.stream.layout
 
@@ -129,10 +129,3 @@ class PagePool:
             source.append((old.base[members][:, None] + moves[:, 0]).flatten())
             target.append((new.base[members][:, None] + moves[:, 1]).flatten())
         return np.concatenate(source), np.concatenate(target)
-
-    def _moved(self, pages: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        assert self.regions is not None
-        moved = self._empty(self.regions.pages, pages.shape[-1])
-        for some, there in zip(source.split(AT_ONCE), target.split(AT_ONCE), strict=True):
-            moved.index_copy_(0, there, pages.index_select(0, some))
-        return moved

@@ -111,7 +111,8 @@ class Stream:
     page of a head's region holds which frame. `layout` counts how often regions changed: page pools follow it, and
     `relaid` has (old page, new page) of all that is to be kept where the regions of a lane shrink.
     `making` are the parts that are to be made, in this order, before that pass writes anything. `amended` is what
-    prompt switches did to the history of each rule, by its text.
+    prompt switches did to the history of each rule, by its text. `committing` is how many frames are history once the
+    commit is done that a decider is asked about.
     """
 
     def __init__(self, policy: BoundPolicy, batch: int = 1) -> None:
@@ -131,7 +132,7 @@ class Stream:
         self._onward: Chunk | None = None
         self._rhythms: set[tuple[int, int]] = set()
         self._longest = 0
-        self._owed: int | None = None
+        self.committing = 0
 
     def _make_lanes(self) -> None:
         shared: dict[tuple[object, ...], int] = {}
@@ -177,47 +178,56 @@ class Stream:
         All of these leave the stream as it was.
         """
         event, clock = self._clock.step(start, frames)
-        if self._owed is not None and event in (Event.ADVANCE, Event.REWRITE) and start != self._owed:
-            raise HeadforceError(
-                "HF-CLOCK",
-                found=f"a pass at frame {start} after a prompt switch",
-                needed=f"frames {self._owed} to {self.history - 1} run again first, as recache() says",
-            )
         if event is not Event.REPEAT:
             self._enter(event, clock, decide)
         self.events[event] += 1
+        return event
+
+    def check_pass(self, start: int, frames: int) -> Event:
+        """What a pass would be; HF-CLOCK or HF-HORIZON if it is none, whatever is held. Changes nothing."""
+        event, clock = self._clock.step(start, frames)
+        assert clock.chunk is not None
+        self.policy.check_horizon(clock.chunk)
         return event
 
     def switch(self, decide: Decider | None = None, answer: Answer | None = None) -> int:
         """The prompt switches: what was run becomes history, and every rule does with it what it says.
 
         `answer` goes before what the rules themselves say. Returns how many of the newest frames have to be run again
-        before the stream goes on. Raises HF-CLOCK before the first pass, and what `begin` raises.
+        before the stream goes on. Raises HF-CLOCK before the first pass, and what `begin` raises, HF-POSITION for a cut
+        that goes beyond the policy's `position_range` among it; the stream is then as it was.
         """
         if self.chunk is None:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
-        clock = self._clock.close()
+        again = max((min((answer or r.on_switch).again, self._clock.end) for r in self.policy.distinct), default=0)
+        clock = self._clock.close(again)
         memories = [self._committed(lane, clock, decide) if lane.memory else None for lane in self.lanes]
-        coming = [
-            _Next(memory, EMPTY, EMPTY, _kept(lane, memory)) for lane, memory in zip(self.lanes, memories, strict=True)
-        ]
+        for lane, memory in zip(self.lanes, memories, strict=True):
+            if memory is not None and (answer or lane.rule.on_switch).empties_stores:
+                memory.empty()
+        coming = [_Next(m, EMPTY, EMPTY, _kept(lane, m)) for lane, m in zip(self.lanes, memories, strict=True)]
         for lane, next_ in zip(self.lanes, coming, strict=True):
             _check_makeable(lane, next_, f"a prompt switch at frame {clock.history}")
-        again = 0
-        for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
-            its = answer or lane.rule.on_switch
-            again = max(again, min(its.again, clock.history))
-            if its.empties_stores and next_.memory is not None:
-                next_.memory.empty()
-                next_ = _Next(next_.memory, EMPTY, EMPTY, _kept(lane, next_.memory))
-            self._commit(i, lane, next_)
+        amended = {}
         for rule in self.policy.distinct:
             before = self.amended.get(rule.text, Amended())
-            self.amended[rule.text] = before.after(answer or rule.on_switch, rule.rule, clock.history)
+            amended[rule.text] = before.after(answer or rule.on_switch, rule.rule, clock.history)
+        # A stream that could not go on would be refused at every pass from here on.
+        self.planner.plan(Chunk(len(clock.starts), clock.history, 1), self._memories(memories), amended)
+        for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
+            self._commit(i, lane, next_)
+        self.amended = amended
         self._onward = self._next_onward(clock)
         self._clock = clock
-        self._owed = clock.history - again if again else None
-        return again
+        return clock.history - clock.owed if clock.owed is not None else 0
+
+    def _memories(self, of_lanes: Sequence[HeadMemory | None]) -> dict[Cell, HeadMemory]:
+        """The memory of every head that has one."""
+        return {
+            (int(layer), int(row), int(head)): memory
+            for (layer, row, head), lane in np.ndenumerate(self.lane_of)
+            if (memory := of_lanes[lane]) is not None
+        }
 
     def reset(self) -> None:
         """Forgets everything; the next pass starts at frame 0."""
@@ -229,7 +239,6 @@ class Stream:
         self.making = []
         self.relaid = {}
         self.amended = {}
-        self._owed = None
         self.plan = None
         self._clock = Clock()
         self._onward = None
@@ -242,11 +251,7 @@ class Stream:
         self.policy.check_horizon(chunk)
         # Everything that may be refused is worked out before anything changes.
         coming = [self._next(lane, event, clock, decide) for lane in self.lanes]
-        memories = {
-            (int(layer), int(row), int(head)): memory
-            for (layer, row, head), lane in np.ndenumerate(self.lane_of)
-            if (memory := coming[lane].memory) is not None
-        }
+        memories = self._memories([next_.memory for next_ in coming])
         written = FrameSet.interval(chunk.start, chunk.stop)
         amended = {text: its.rewritten(written) for text, its in self.amended.items()}
         plan = self.planner.plan(chunk, memories, {} if event is Event.RESET else amended)
@@ -267,8 +272,6 @@ class Stream:
             lane.slots.take(chunk.queries)
         if event is not Event.RESET:
             self.amended = amended
-        if self._owed is not None:
-            self._owed = chunk.stop if chunk.stop < clock.history else None
         self._onward = self._next_onward(clock)
         self._clock, self.plan = clock, plan
 
@@ -320,6 +323,7 @@ class Stream:
                 raise HeadforceError(
                     "HF-DECISION", found=f"no decision for {memory.rule}", needed="a decider for rules with state"
                 )
+            self.committing = clock.history
             lost = self._held(lane, None).get(FORGOTTEN, EMPTY)
             memory.commit(before, after, decide(lane), Commit(lane.rule.rules_at(before), lost))
         return memory
@@ -359,6 +363,8 @@ class Stream:
 
     def _settle(self, chunk: Chunk) -> None:
         """The warm-up is over: regions shrink to what the rules need from here on, and frames move together."""
+        if self.relaid:
+            return  # the pools have not followed yet: where frames lay for them is only known once
         self._rhythms, self._longest = set(), chunk.frames
         rooms = self._rooms(chunk)
         self._rhythms = set()

@@ -16,7 +16,7 @@ from ..policy.parts import Content
 from ..policy.switch import Amended
 from .plan import ChunkPlan, HeadPlan
 from .slots import SlotMap
-from .stream import Stream
+from .stream import Lane, Stream
 
 if TYPE_CHECKING:
     from .pool import PagePool
@@ -37,6 +37,7 @@ def check_plan(stream: Stream) -> None:
         seen.add(key)
         try:
             _check_slots(lane.slots, chunk)
+            _check_parts(lane)
             record = lane.memory.explained() if lane.memory else None
             amended = stream.amended.get(rule.text)
             _check_readings(rule, plan.of(layer, head, row), chunk, lane.slots.held, record, amended)
@@ -53,6 +54,12 @@ def _check_slots(slots: SlotMap, chunk: Chunk) -> None:
             found=f"pages {slots.slot} (frame: page) in a region of {slots.pages}, {slots.reserved} of them for parts",
             needed=f"a page for every frame, and for frames {chunk.start} to {chunk.stop - 1} among them",
         )
+
+
+def _check_parts(lane: Lane) -> None:
+    places = [(content[2], place) for content, place in lane.where().items()]
+    if len(set(places)) != len(places):
+        raise HeadforceError("HF-VERIFY-PLAN", found=f"parts in one place: {lane.where()}", needed="a place for each")
 
 
 def _check_readings(

@@ -39,9 +39,10 @@ class Classify:
     def __post_init__(self) -> None:
         for name, least in (("chunk", 1), ("first_frames", 1), ("seed", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if type(value) is not int or not least <= value < 2**63:
                 self._refuse(name, f"a whole number of at least {least}")
-        if type(self.dummies) not in (int, float) or self.dummies < 0 or (self.is_share and self.dummies > 1):
+        most = 1 if self.is_share else 2**63
+        if type(self.dummies) not in (int, float) or not 0 <= self.dummies <= most:  # NaN is neither
             self._refuse("dummies", "a number of heads, or a share of them from 0.0 to 1.0")
         if type(self.queries) not in (int, float) or not 0 < self.queries <= 1:
             self._refuse("queries", "a share of the query rows, more than 0 and at most 1")

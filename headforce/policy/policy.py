@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadforceError, nearest
@@ -90,8 +90,19 @@ class Policy:
                             needed="every head of a layer in one class, once",
                         )
                     seen[head] = name
-        for name in self.on_switch:
+        for name, answer in self.on_switch.items():
             self._need_class("on_switch", name)
+            if not isinstance(answer, Answer):
+                raise HeadforceError(
+                    "HF-POLICY-VALUE",
+                    site=f"on_switch.{name}",
+                    found=repr(answer),
+                    needed="an Answer, such as Flush(2)",
+                )
+        if self.classify is not None and not isinstance(self.classify, Classify):
+            raise HeadforceError(
+                "HF-POLICY-VALUE", site="classify", found=repr(self.classify), needed="a Classify, or None"
+            )
         if self.classify is not None:
             self._check_classify(self.classify)
         for name in ("horizon", "position_range"):
@@ -163,9 +174,17 @@ class Policy:
         """The policy of a stream before its heads are classified: every head holds what any class may come to read."""
         assert self.classify is not None
         # Positions do not matter: until its heads are classified a stream reads what the warm-up says.
-        first, middle, without = (replace(self.classes[name], contiguous=False) for name in self.classify.classes)
-        together = first.union(middle).union(without)
-        return replace(self, classify=None, classes={"undecided": together}, default="undecided", on_switch={})
+        rules = [replace(self.classes[name], contiguous=False) for name in self.classify.classes]
+        reading = [rule for rule in rules if rule.reads_chunk] or rules[:1]
+        together = reduce(Rule.union, reading)
+        answers = {self.on_switch.get(name, KEEP_ALL) for name in self.classify.classes}
+        on_switch = {"undecided": answers.pop()} if len(answers) == 1 else {}
+        return replace(self, classify=None, classes={"undecided": together}, default="undecided", on_switch=on_switch)
+
+    @property
+    def answers_alike(self) -> bool:
+        """Whether all classes do the same when the prompt switches."""
+        return len({self.on_switch.get(name, KEEP_ALL) for name in self.classes}) == 1
 
     def parts_of_frame(self, tokens: int) -> int:
         """Into how many parts a store cuts a frame of `tokens` tokens at most."""

@@ -154,6 +154,12 @@ class Rule(Composable):
                 if feeder.op.paged and feeder.store == term.op.feeds_from:
                     found = f"{term}, fed by {feeder}, which keeps parts of frames"
                     raise HeadforceError("HF-RULE-FORM", found=found, needed="an operator that lets whole frames go")
+            source = next((t.op for t in self.terms if t.op.stateful and t.store == term.op.feeds_from), None)
+            if source is not None and SCOPES.index(term.op.scope) > SCOPES.index(source.scope):
+                found = (
+                    f"{term}, in which heads decide together, fed by {source}, of which each {source.scope} has its own"
+                )
+                raise HeadforceError("HF-RULE-FORM", found=found, needed=f"scope={source.scope}")
             chain = [term.store]
             while feeders.get(chain[-1]):
                 chain.append(feeders[chain[-1]])

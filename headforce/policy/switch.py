@@ -16,6 +16,9 @@ from .rule import Rule
 
 YES_NO = ("yes", "no")
 
+FARTHEST = 1_000_000
+"""Most frames of an answer: more than any stream has, and positions stay 32-bit numbers."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -63,11 +66,11 @@ class Answer:
                     "HF-OP-ARG", found=f"{item.name}={value!r} in {self.name}()", needed=" or ".join(words)
                 )
             least = item.metadata.get("least", 1)
-            if not words and (type(value) is not int or value < least):
+            if not words and (type(value) is not int or not least <= value <= FARTHEST):
                 raise HeadforceError(
                     "HF-OP-ARG",
                     found=f"{item.name}={value!r} in {self.name}()",
-                    needed=f"a whole number of at least {least}",
+                    needed=f"a whole number of at least {least} and at most {FARTHEST}",
                 )
 
 

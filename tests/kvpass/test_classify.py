@@ -1,6 +1,7 @@
 """Heads classified while a video is made, against softmax attention of the kept queries that is written down whole."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,19 +141,16 @@ def test_a_stream_that_was_never_measured_is_refused():
     from headforce.kvpass.head_classes import HeadClasses
     from headforce.kvpass.kept_queries import KeptQueries
     from headforce.kvpass.layers import PassFacts
+    from headforce.lowering.stream import Stream
 
     policy = dummy_forcing(num_dummy=1)
     heads = HeadClasses(policy, KeptQueries(1), {}, parse_rule("span(9)"))
 
-    class Behind:
-        class stream:
-            closed = False
-
-            class chunk:
-                index, start, stop = 3, 9, 12
-
+    stream = Stream(policy.undecided().bind(layers=1, heads=1))
+    for chunk in range(4):
+        stream.begin(3 * chunk, 3)
     with pytest.raises(HeadforceError, match="HF-CLASSIFY"):
-        heads.before(PassFacts(12, 3, 4, 0, 99, ()), Behind, None)
+        heads.before(PassFacts(12, 3, 4, 0, 99, ()), SimpleNamespace(stream=stream), None)
 
 
 def test_what_a_policy_must_say():
@@ -173,3 +171,38 @@ def test_what_a_policy_must_say():
             Classify(**{"chunk": 1} | changed)
     with pytest.raises(HeadforceError, match="HF-CLASSIFY"):
         Policy(classes, warmup=warmup, classify=Classify(1, 9)).bind(layers=2, heads=4)
+
+
+def test_a_recache_of_everything_keeps_the_classes():
+    """The pass begins at frame 0, and is no new video: not for the first layer, and not for the others."""
+    policy, model = dummy_forcing(num_dummy=3), wan(sink_size=1)
+    with headforce.prepare(model, policy=policy, verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+        rollout = Rollout(compiled, model.config, timesteps=(1000.0,))
+        parts = [(text(model.config, seed=i), chunks) for i, chunks in enumerate(([3, 2], [3, 3]))]
+        seen = []
+        for done in rollout.prompts(parts, 0, lambda: session.switch("recache(12)")):
+            seen.append((done.start, done.again, session.cache_sets[0].heads.classes))
+            assert torch.isfinite(done.x0).all()
+        classes = [its for start, _, its in seen if start >= 5]
+        assert (0, True) in [(start, again) for start, again, _ in seen]
+        assert classes[0] is not None
+        assert all(its == classes[0] for its in classes)
+
+
+def test_what_is_refused_before_anything_runs():
+    model = wan(sink_size=1)
+    with headforce.prepare(model, policy=dummy_forcing(num_dummy=500)):
+        compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+        with pytest.raises(HeadforceError, match="HF-CLASSIFY"):
+            Rollout(compiled, model.config, timesteps=(1000.0,)).generate(text(model.config), [3])
+    for wrong in ({"dummies": float("nan")}, {"seed": 10**30}):
+        with pytest.raises(HeadforceError, match="HF-POLICY-VALUE"):
+            Classify(1, **wrong)
+    classes = {name: parse_rule("window(1)") for name in ("sink", "neighbor", "dummy")}
+    with pytest.raises(HeadforceError, match="HF-POLICY-VALUE"):
+        Policy(classes, on_switch={"sink": "flush(2)"})
+    with pytest.raises(HeadforceError, match="HF-POLICY-VALUE"):
+        Policy(classes, classify={"chunk": 1})
+    silent = Policy({**classes, "dummy": parse_rule("mute()")}, warmup=Warmup(2), classify=Classify(1))
+    assert str(silent.undecided().classes["undecided"]) == "window(1) | window(1)"

@@ -13,6 +13,7 @@ from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.state.decider import decider
 from headforce.lowering.state.making import load_makers, make_parts
 from headforce.lowering.state.score import Segments, find_score, load_scores
+from headforce.lowering.state.select import check_selections
 from headforce.lowering.state.turning import Turning
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
@@ -428,3 +429,21 @@ def test_tables_that_name_another_part_are_found():
     runs[0, 0] += TOKENS // 4
     with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
         check_tables(rig.pool)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "select(1, segments=4, source=evicted(recent), pool=all) | window(1) as recent",
+        "select(1, segments=4, source=evicted(far)) | stride(3, phase=0, last=2) as far",
+    ],
+)
+def test_selections_that_can_never_be_scored_are_refused_before_a_video(rule):
+    with pytest.raises(HeadforceError, match="HF-SCORE"):
+        check_selections(Policy({"a": parse_rule(rule)}, "a").bind(layers=1, heads=1, tokens=TOKENS))
+    check_selections(Policy({"a": parse_rule(SELECT)}, "a").bind(layers=1, heads=1, tokens=TOKENS))
+
+
+def test_heads_that_decide_together_need_a_source_in_common():
+    with pytest.raises(HeadforceError, match=r"HF-RULE-FORM.*scope=head"):
+        parse_rule("select(1, source=evicted(kept), scope=model) | episodic(2) as kept")

@@ -247,3 +247,92 @@ def test_a_warmup_that_is_over_stays_over():
     rig.check(9, 3)
     rig.check(12, 3)
     assert set(reads(rig)) == {0, 9, 10, 11}
+
+
+# --- found by a review: sequences that went wrong once -----------------------------------------------------------
+
+
+def test_blocks_that_are_never_made_leave_no_two_in_one_place():
+    rig = rig_of("merge(2, last=2) | window(1)")
+    for start, frames in ((0, 2), (2, 2), (4, 1)):
+        rig.check(start, frames)
+    rig.switch(answer=Flush(0, stores="yes"))
+    for start, frames in ((5, 1), (6, 2), (8, 2), (10, 2), (12, 2)):
+        rig.check(start, frames)
+
+
+def test_a_second_switch_does_not_cancel_a_recache():
+    rig = rig_of("plain")
+    run(rig, 4)
+    assert rig.switch(answer=Recache(4)) == 4
+    assert rig.switch(answer=KeepAll()) == 4
+    with pytest.raises(HeadforceError, match="HF-CLOCK"):
+        rig.begin(12, 3)
+    rig.check(8, 4)
+    rig.check(12, 3)
+
+
+def test_a_new_video_right_after_a_switch():
+    """Frame 0 is a reset, unless all that there is was to be run again."""
+    rig = rig_of("plain")
+    run(rig, 4)
+    rig.switch(answer=Cut(5))
+    assert rig.begin(0, 3) is Event.RESET
+    run(rig, 4)
+    assert set(reads(rig)) == {0, 5, 6, 7, 8}
+
+
+def test_a_cut_beyond_the_range_changes_nothing():
+    policy = Policy({"a": parse_rule("sink(1) | window(3)")}, "a", position_range=21)
+    rig = Parts.of(policy)
+    run(rig, 3)
+    with pytest.raises(HeadforceError, match="HF-POSITION"):
+        rig.switch(answer=Cut(21))
+    rig.check(9, 3)
+    assert reads(rig) == {0: 0, 6: 6, 7: 7, 8: 8}
+    assert rig.switch(answer=Cut(2)) == 0
+
+
+@pytest.mark.parametrize("lost", ["k", "v"])
+def test_pools_that_do_not_fit_can_be_laid_out_again(lost, monkeypatch):
+    rig = rig_of("sink(1) | window(1)", warmup=Warmup(2, parse_rule("window(6)")))
+    run(rig, 2)
+    empty, width = rig.pool._empty, {"k": rig.head_dim, "v": rig.value_dim}[lost]
+
+    def failing(pages, its_width):
+        if its_width == width:
+            raise torch.OutOfMemoryError
+        return empty(pages, its_width)
+
+    monkeypatch.setattr(rig.pool, "_empty", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        rig.begin(6, 3)
+    monkeypatch.undo()
+    run(rig, 3, 6)
+
+
+def test_a_pass_that_never_ran_does_not_lose_pages_when_a_warmup_ends():
+    rig = rig_of("sink(1) | window(2)", warmup=Warmup(2, parse_rule("sink(1) | window(8)")))
+    rig.check(0, 4)
+    rig.check(4, 4)
+    rig.stream.begin(8, 3)  # refused behind this, so the pools have not followed
+    rig.check(8, 2)
+    rig.check(10, 3)
+
+
+def test_a_frame_that_was_discarded_is_not_the_newest():
+    rule = "select(1, segments=4, source=evicted(recent), score=mean_key_cosine) | window(2) as recent"
+    rig = rig_of(rule, seed=1)
+    for start in (0, 3, 6):
+        rig.check(start, 3)
+    candidates = [s for f in (4, 5) for s in range(4 * f, 4 * f + 4)]
+
+    def like(segment, newest):
+        frame, i = divmod(segment, 4)
+        a, b = (sum(rig.raw((0, 0, 0), f, t) for t in range(6 * i, 6 * i + 6)) for f in (frame, newest))
+        return (a @ b / a.norm() / b.norm()).item()
+
+    expected = sorted(sorted(candidates, key=lambda s: -like(s, 7))[:4])
+    assert expected != sorted(sorted(candidates, key=lambda s: -like(s, 8))[:4])
+    rig.check(8, 3)  # frame 8 of the pass before is discarded; frame 7 is the newest that is history
+    assert rig.selected() == expected

@@ -83,12 +83,19 @@ def _make(pool: PagePool, turning: Turning, making: Making) -> None:
     first, of = lane.store_page[making.term.store], making.parts[0].of
     old = {part.content: first * part.of + part.place for part in making.old}
     base = torch.from_numpy(pool.regions.base[pool.stream.lane_of == making.lane]).to(pool.k.device)
-    frames = {frame for part in making.parts for frame in part.frames}
-    step = max(1, AT_ONCE // (len(frames) * pool.k[0].numel() * 4))
+    new = [part for part in making.parts if part.content not in old]
+    frames = {frame for part in new for frame in part.frames}
+    step = max(1, AT_ONCE // (max(1, len(frames)) * pool.k[0].numel() * 4))
     make = find_maker(making.term.op.name)
     for some in base.split(step):
         rows = Rows(pool.k, pool.v, some, making.page, old)
-        k, v = make(rows, making.term.op, making.parts, turning)
-        places = [first * of + part.place for part in making.parts]
-        rows.put(pool.k, places, of, k)
-        rows.put(pool.v, places, of, v)
+        k, v = make(rows, making.term.op, new, turning) if new else (pool.k[:0, None], pool.v[:0, None])
+        # Parts that only change their place are read before anything is written.
+        kept = [part for part in making.parts if part.content in old]
+        sources = [old[part.content] for part in kept]
+        for tensor, fresh in ((pool.k, k), (pool.v, v)):
+            held = rows.take(tensor, sources, of) if kept else None
+            if new:
+                rows.put(tensor, [first * of + part.place for part in new], of, fresh)
+            if held is not None:
+                rows.put(tensor, [first * of + part.place for part in kept], of, held)

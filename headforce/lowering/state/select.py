@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import HeadforceError
-from ...policy import FrameSet, Part, Policy
+from ...policy import BoundPolicy, FrameSet, Part, Policy
 from ...policy.node import Term
 from ...policy.ops.select import Select
 from ..plan import Cell
@@ -23,6 +23,9 @@ from .turning import Turning
 
 Choose = Callable[[str, FrameSet, int], FrameSet]
 """See `Decide.choose`."""
+
+IN_ORDER = ("window", "span", "paced")
+"""Operators that let go of their oldest frames first, so that the frame behind each is still there."""
 
 Scores = dict[int, float]
 """Segment (frame * segments + number) -> score."""
@@ -70,6 +73,23 @@ def asks_queries(policy: Policy) -> bool:
     return any(isinstance(op, Select) and find_score(op.score).queries for op in ops)
 
 
+def check_selections(policy: BoundPolicy) -> None:
+    """HF-SCORE for selections whose candidates could not all be scored, before a video has begun."""
+    for rule in policy.distinct:
+        for term in rule.rule.paged:
+            op = term.op
+            if not isinstance(op, Select) or not find_score(op.score).following:
+                continue
+            feeder = next(other for other in rule.rule.terms if other.store == op.feeds_from)
+            if op.pool == "all" or feeder.op.name not in IN_ORDER:
+                raise HeadforceError(
+                    "HF-SCORE",
+                    site=f"rule {rule.rule}",
+                    found=f"{term}, scored by the frame behind each candidate, which may be gone",
+                    needed=f"pool=new, and a source among {', '.join(IN_ORDER)}",
+                )
+
+
 def best(scores: Scores, candidates: FrameSet, count: int, by: Score) -> FrameSet:
     """The `count` best of `candidates`; of equal ones the first."""
     sign = 1.0 if by.best == "lowest" else -1.0
@@ -96,7 +116,7 @@ def _group(stream: Stream, lane: Lane, term: Term) -> _Group:
     op, chunk = term.op, stream.chunk
     assert isinstance(op, Select)
     assert chunk is not None
-    arriving = FrameSet.interval(chunk.start, chunk.stop)
+    arriving = FrameSet.interval(chunk.start, min(chunk.stop, stream.committing))
     feeder = next(other for other in lane.rule.rule.terms if other.store == op.feeds_from)
     held = lane.held.get(feeder.store, FrameSet()) if feeder.op.stateful else feeder.op.live(chunk)
     (segments,) = op.units((held | arriving) & lane.slots.held) or (FrameSet(),)
@@ -142,7 +162,8 @@ def _segments(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None
     """The candidates of one group as a score wants to see them."""
     n = group.op.per_frame
     parts = group.op.parts(FrameSet.of(group.segments))
-    last = max(max(pool.stream.lane(cell[0], cell[2], cell[1]).slots.slot) for cell in group.cells)
+    # Of a pass that becomes history only in part, the rest is no frame of the video.
+    last = pool.stream.committing - 1
 
     def keys(shift: Callable[[Part], int]) -> Tensor:
         """[1, H, m, R, D]: the segments `shift` frames behind the candidates; NaN where they are not held."""
@@ -170,18 +191,13 @@ def _keys(pool: PagePool, turning: Turning, cell: Cell, op: Select, parts: Seque
     lane = pool.stream.lane(cell[0], cell[2], cell[1])
     base = torch.tensor([pool.regions.base[cell]]).to(pool.k.device)
     rows = Rows(pool.k, pool.v, base, lane.slots.slot, lane.where())
-    places = [rows.where(part) for part in parts]
+    places = [rows.where(part) if part.at < pool.stream.committing else None for part in parts]
     keys = rows.take(pool.k, [0 if place is None else place for place in places], parts[0].of)[0].float()
     if by.raw:
-        raw = [_raw(k, part, turning, f"the score {by.name}") for k, part in zip(keys, parts, strict=True)]
-        keys = torch.stack(raw)
+        begins = [part.index * keys.shape[1] for part in parts]
+        keys = turning.raw_rows(keys, [part.at for part in parts], begins, f"the score {by.name}")
     missing = torch.tensor([place is None for place in places]).to(keys.device)
     return keys.masked_fill(missing[:, None, None], torch.nan)
-
-
-def _raw(keys: Tensor, part: Part, turning: Turning, need: str) -> Tensor:
-    """The keys [R, D] of one segment as they were before RoPE."""
-    return turning.raw_rows(keys, part.at, part.index * len(keys), need)
 
 
 @maker("select")

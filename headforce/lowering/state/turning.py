@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Turning:
     places: Tensor | None = None
     grid: tuple[int, int] | None = None
 
+    @cached_property
+    def _rates(self) -> Tensor:
+        """`theta` on the host, fetched once."""
+        return self.theta.to("cpu", torch.float64)
+
     def moved(self, keys: Tensor, shifts: Tensor) -> Tensor:
         """Keys [n, T, D] of n frames, in float32, each moved by its own number of frames [n]."""
         angle = shifts[:, None, None] * self.theta.to(keys.device)
@@ -39,9 +45,11 @@ class Turning:
         """Keys [..., n, T, D] of n frames as they were before RoPE, in float32 at least; HF-ROPE if nobody knows."""
         return self._turned(keys, [-frame for frame in frames], -self._places(need))
 
-    def raw_rows(self, keys: Tensor, frame: int, row: int, need: str) -> Tensor:
-        """The same for keys [R, D] of one frame, from its row `row` on."""
-        return self._turned(keys[None], [-frame], -self._places(need)[row : row + len(keys)])[0]
+    def raw_rows(self, keys: Tensor, frames: Sequence[int], rows: Sequence[int], need: str) -> Tensor:
+        """The same for keys [n, R, D], each of one frame from its row `rows` [n] on."""
+        places = self._places(need)
+        angles = torch.stack([places[row : row + keys.shape[-2]] for row in rows])
+        return self._turned(keys, [-frame for frame in frames], -angles)
 
     def placed(self, keys: Tensor, frame: int, rows: Tensor, need: str) -> Tensor:
         """Raw keys [..., R, D] as the model would store them at `frame`, each at the place of the token `rows` [R]."""
@@ -57,10 +65,10 @@ class Turning:
         return self.places
 
     def _turned(self, keys: Tensor, frames: Sequence[int], angles: Tensor) -> Tensor:
-        """Keys [..., n, R, D] turned by their frame [n] and by the angles of their place [R, D / 2]."""
-        total = angles.expand(len(frames), *angles.shape).clone()
+        """Keys [..., n, R, D] turned by their frame [n] and the angles of their place, [R, D / 2] or [n, R, D / 2]."""
+        total = angles.expand(len(frames), *angles.shape[-2:]).clone()
         last = self.first_pair + len(self.theta)
-        time = torch.tensor(frames, dtype=torch.float64)[:, None] * self.theta.to("cpu", torch.float64)
+        time = torch.tensor(frames, dtype=torch.float64)[:, None] * self._rates
         total[..., self.first_pair : last] += time[:, None]
         compute = torch.promote_types(keys.dtype, torch.float32)
         return turn(keys.to(compute), total.to(keys.device), 0, self.style)

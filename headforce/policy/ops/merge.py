@@ -76,12 +76,18 @@ class Merge(PagedStore):
         return tuple(writes)
 
     def parts(self, held: FrameSet) -> tuple[Part, ...]:
+        # Blocks in a row keep their places while they are held; where one was never made, its place may be taken.
         blocks = sorted({f // self.block for f in held})
-        return tuple(self._part(block) for block in blocks)
+        places: dict[int, int] = {}
+        for block in blocks:
+            free = [place for place in range(self.last) if place not in places.values()]
+            wanted = block % self.last
+            places[block] = wanted if wanted in free else free[0]
+        return tuple(self._part(block, places[block]) for block in blocks)
 
-    def _part(self, block: int) -> Part:
+    def _part(self, block: int, place: int) -> Part:
         frames = tuple(range(block * self.block, (block + 1) * self.block))
-        return Part((frames[0] + frames[-1]) // 2, frames, 0, self.cell, block % self.last)
+        return Part((frames[0] + frames[-1]) // 2, frames, 0, self.cell, place)
 
     def before(self, held: FrameSet, frame: int) -> FrameSet:
         return held.below(frame - frame % self.block)
