@@ -6,84 +6,22 @@ decisions, the chunk is planned, and every frame that some head may still read k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import HeadforceError
-from ..policy import BoundPolicy, Chunk, Decide, FrameSet, HeadMemory, HeadRule, Part
+from ..policy import BoundPolicy, Chunk, Decide, FrameSet, HeadMemory
 from ..policy.memory import Commit
-from ..policy.node import FORGOTTEN, Term
-from ..policy.parts import Content
+from ..policy.node import FORGOTTEN
 from ..policy.switch import Amended, Answer
 from .clock import Clock, Event
+from .lane import EMPTY, Lane, Making, check_makeable, makings, units_of
 from .plan import Cell, ChunkPlan, Planner
-from .slots import SlotMap
 
-__all__ = ["Decider", "Event", "Lane", "Making", "Stream"]
-
-EMPTY = FrameSet()
-
-
-@dataclass
-class Lane:
-    """Heads whose regions always look alike: those of one rule, as far as its stores decide for all of them alike.
-
-    Attributes:
-        rule: of all these heads. slots: of the region of each. memory: what their stores hold, if there are any.
-        first: one of the heads, whose plan is the plan of all.
-        store_page: the first page of each store that keeps parts, counted from the start of the region.
-        present: the units whose parts are in these pages.
-    """
-
-    rule: HeadRule
-    slots: SlotMap
-    first: Cell
-    memory: HeadMemory | None = None
-    store_page: dict[str, int] = field(default_factory=dict)
-    present: dict[str, FrameSet] = field(default_factory=dict)
-
-    @staticmethod
-    def of(rule: HeadRule, first: Cell) -> Lane:
-        """A lane that holds nothing yet."""
-        lane = Lane(rule, SlotMap(0, rule.pages), first, HeadMemory(rule.rule) if rule.rule.stateful else None)
-        page = 0
-        for term in rule.rule.paged:
-            lane.store_page[term.store] = page
-            page += term.op.pages
-        return lane
-
-    @property
-    def held(self) -> dict[str, FrameSet]:
-        """What the stores of the lane hold."""
-        return self.memory.held if self.memory else {}
-
-    def where(self) -> dict[Content, int]:
-        """What a part is made of -> where it lies, counted in such parts from the start of the region."""
-        return {
-            part.content: self.store_page[term.store] * part.of + part.place
-            for term in self.rule.rule.paged
-            for part in term.op.parts(self.present.get(term.store, EMPTY))
-        }
-
-
-@dataclass(frozen=True)
-class Making:
-    """Parts that have to be made before the next pass: those of one store of a lane.
-
-    Attributes:
-        lane: its number. term: the store.
-        parts: what is made, and where it goes.
-        page: frame -> page of the region in which it lies now. old: the parts that the store held before.
-    """
-
-    lane: int
-    term: Term
-    parts: tuple[Part, ...]
-    page: Mapping[int, int]
-    old: tuple[Part, ...]
+__all__ = ["Decider", "Event", "Stream"]
 
 
 Decider = Callable[[Lane], Decide]
@@ -205,9 +143,9 @@ class Stream:
         for lane, memory in zip(self.lanes, memories, strict=True):
             if memory is not None and (answer or lane.rule.on_switch).empties_stores:
                 memory.empty()
-        coming = [_Next(m, EMPTY, EMPTY, _kept(lane, m)) for lane, m in zip(self.lanes, memories, strict=True)]
+        coming = [_Next(m, EMPTY, EMPTY, units_of(lane, m)) for lane, m in zip(self.lanes, memories, strict=True)]
         for lane, next_ in zip(self.lanes, coming, strict=True):
-            _check_makeable(lane, next_, f"a prompt switch at frame {clock.history}")
+            check_makeable(lane, next_.kept, f"a prompt switch at frame {clock.history}")
         amended = {}
         for rule in self.policy.distinct:
             before = self.amended.get(rule.text, Amended())
@@ -277,7 +215,7 @@ class Stream:
 
     def _commit(self, number: int, lane: Lane, coming: _Next) -> None:
         """Takes over what a lane holds from here on, and what has to be made of it."""
-        self.making += _makings(number, lane, coming)
+        self.making += makings(number, lane, coming.kept)
         lane.present = {**lane.present, **coming.kept}
         lane.memory = coming.memory
 
@@ -291,7 +229,7 @@ class Stream:
         chunk = clock.chunk
         assert chunk is not None
         if event is Event.RESET:
-            return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY, _kept(lane, None))
+            return _Next(HeadMemory(lane.rule.rule) if lane.memory else None, EMPTY, EMPTY, units_of(lane, None))
         memory = at_end = self._committed(lane, clock, decide) if lane.memory else None
         rewrite = chunk.start < clock.history
         if at_end is not None and rewrite:
@@ -303,7 +241,7 @@ class Stream:
             # go on from what they held there.
             resumed = Chunk(len(clock.starts), clock.history, 1)
             behind = lane.rule.live(resumed, self._held(lane, at_end)) & lane.slots.held
-        kept = _kept(lane, at_end)
+        kept = units_of(lane, at_end)
         # Stores that keep parts need no frame from before the end of the history, from where they go on.
         return _Next(memory, live, behind, kept, EMPTY if rewrite and kept else live)
 
@@ -398,43 +336,10 @@ def _check_held(lane: Lane, coming: _Next, plan: ChunkPlan) -> None:
     if coming.memory is not None:
         needed |= coming.offered  # a store may be offered frames that nothing reads now
     missing = needed - lane.slots.held
-    _check_makeable(lane, coming, f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}")
+    check_makeable(lane, coming.kept, f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}")
     if missing:
         raise HeadforceError(
             "HF-FORGOTTEN",
             found=f"a pass at frame {plan.chunk.start} under {lane.rule.at(plan.chunk)}, which needs frames {missing}",
             needed=f"frames that are still held: {lane.slots.held}",
         )
-
-
-def _kept(lane: Lane, memory: HeadMemory | None) -> dict[str, FrameSet]:
-    """The units whose parts are to be in the pages of a lane's stores."""
-    held = memory.held if memory else {}
-    return {term.store: held.get(term.store, EMPTY) for term in lane.rule.rule.paged}
-
-
-def _check_makeable(lane: Lane, coming: _Next, what: str) -> None:
-    """HF-FORGOTTEN if a store needs parts of frames that have no page any more."""
-    for making in _makings(0, lane, coming):
-        had = {part.content for part in making.old}
-        new = [part for part in making.parts if part.content not in had]
-        if any(frame not in making.page for part in new for frame in part.frames):
-            raise HeadforceError(
-                "HF-FORGOTTEN",
-                found=f"{what}, for which {making.term} needs parts of frames "
-                f"{FrameSet.of(f for part in new for f in part.frames)}",
-                needed=f"frames that are still held: {lane.slots.held}",
-            )
-
-
-def _makings(number: int, lane: Lane, coming: _Next) -> Iterator[Making]:
-    """The parts of a lane that are not where they have to be when the coming pass begins."""
-    for term in lane.rule.rule.paged:
-        wanted, present = coming.kept[term.store], lane.present.get(term.store, EMPTY)
-        if wanted == present:
-            continue
-        old: tuple[Part, ...] = term.op.parts(present)
-        there = set(old)
-        parts = tuple(part for part in term.op.parts(wanted) if part not in there)
-        if parts:
-            yield Making(number, term, parts, dict(lane.slots.slot), old)

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..policy import Chunk
+from .lane import Lane
 from .plan import HeadPlan, Reading
 from .schedule import schedule
-from .stream import Lane, Stream
+from .stream import Stream
 
 Ints = npt.NDArray[np.int32]
 

@@ -14,9 +14,10 @@ from ..policy import BoundPolicy, Chunk, FrameSet, HeadRule, Warmup, oracle
 from ..policy.memory import Record
 from ..policy.parts import Content
 from ..policy.switch import Amended
+from .lane import Lane
 from .plan import ChunkPlan, HeadPlan
 from .slots import SlotMap
-from .stream import Lane, Stream
+from .stream import Stream
 
 if TYPE_CHECKING:
     from .pool import PagePool

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...policy import Decide
+from ..lane import Lane
 from ..pool import PagePool
-from ..stream import Decider, Lane
+from ..stream import Decider
 from .episodic import novelty
 from .select import selection
 from .turning import Turning

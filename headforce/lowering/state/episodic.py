@@ -16,9 +16,10 @@ from torch import Tensor
 from ...errors import HeadforceError
 from ...policy import FrameSet
 from ...policy.ops.episodic import Episodic
+from ..lane import Lane
 from ..plan import Cell
 from ..pool import PagePool
-from ..stream import Lane, Stream
+from ..stream import Stream
 from .turning import Turning
 
 Novel = Callable[[str, tuple[FrameSet, ...], FrameSet], tuple[bool, FrameSet]]

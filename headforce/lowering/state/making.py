@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...errors import HeadforceError
 from ...policy import Part
+from ..lane import Making
 from ..pool import PagePool
-from ..stream import Making
 from .rows import Rows
 from .turning import Turning
 

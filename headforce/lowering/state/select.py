@@ -13,9 +13,10 @@ from ...errors import HeadforceError
 from ...policy import BoundPolicy, FrameSet, Part, Policy
 from ...policy.node import Term
 from ...policy.ops.select import Select
+from ..lane import Lane
 from ..plan import Cell
 from ..pool import PagePool
-from ..stream import Lane, Stream
+from ..stream import Stream
 from .making import maker
 from .rows import Rows
 from .score import Score, Segments, find_score
