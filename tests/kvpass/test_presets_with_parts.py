@@ -57,7 +57,9 @@ def test_equals_eager_that_gathers_what_the_oracle_names(schedule):
     All in one test: they run the same compiled graphs.
     """
     model = wan(sink_size=1)
-    for name, policy in POLICIES.items():
+    # Frame by frame only the system whose heads read by query frame: the others are no different there.
+    names = ["pyramid_forcing"] if schedule == SCHEDULES["ones"] else list(POLICIES)
+    for name, policy in ((name, POLICIES[name]) for name in names):
         read = set()
         for session, one, other in both(copy.deepcopy(model), policy, schedule):
             assert relative(one.x0, other.x0) < 1e-5, name
