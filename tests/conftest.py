@@ -16,6 +16,6 @@ except ImportError:  # the machine of `make gpu` may lack it; tests marked gpu d
     pass
 else:
     # Examples have no time limit: machines that run tests are busy. In CI a run can be repeated exactly.
-    settings.register_profile("default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("default", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
     settings.load_profile("ci" if os.environ.get("CI") else "default")

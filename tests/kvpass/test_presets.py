@@ -1,23 +1,26 @@
-"""Published systems on a model: compiled and owned equals eager attention masked to what the oracle says is read."""
+"""Published systems on a model: compiled and owned equals eager attention masked to what the oracle says is read.
+
+Systems whose heads keep parts are in test_presets_with_parts.py, Dummy Forcing in test_classify.py, and all of them
+with several prompts in test_prompts.py.
+"""
 
 import pytest
 import torch
 
 import headforce
-from headforce.presets import Labels, dummy_forcing, head_forcing, longlive
+from headforce.presets import Labels, head_forcing, longlive
 
 from .conftest import videos, wan
 from .oracle_model import oracle_model
 from .test_owned_identity import relative
 
-GROUPS = Labels((("sink", "neighbor", "dummy", "dummy"), ("neighbor", "dummy", "sink", "neighbor")))
 ROLES = Labels((("local", "anchor", "memory", "memory"), ("memory", "memory", "local", "anchor")))
 
 
 @pytest.mark.parametrize(
     ("policy", "lengths"),
-    [(dummy_forcing(GROUPS), [3] * 5), (longlive(window=6, sink=1), [1, 3, 3, 3])],
-    ids=["dummy_forcing", "longlive"],
+    [(longlive(window=6, sink=1), [1, 3, 3, 3])],
+    ids=["longlive"],
 )
 def test_equals_eager_masked_to_the_oracle(policy, lengths):
     """Through the warm-up and past the first eviction; two videos with the same caches."""
