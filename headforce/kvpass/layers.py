@@ -21,7 +21,7 @@ from .torch_private import StorageKey, storage_key
 if TYPE_CHECKING:
     from ..lowering.plan import ChunkPlan
     from ..lowering.state.turning import Turning
-    from ..policy import Answer, Policy
+    from ..policy import Policy
     from .session import Session
     from .site import Site
 
@@ -129,15 +129,6 @@ class Caches(ABC):
     @abstractmethod
     def release(self) -> None:
         """Ends all that headforce does with these caches, and gives the model back what was replaced."""
-
-    @property
-    def running(self) -> bool:
-        """Whether a video has begun and has not been reset."""
-        return False
-
-    def switch(self, answer: Answer | None) -> int:
-        """The prompt switches, see `Session.switch`; the frames that have to be run again."""
-        raise NotImplementedError
 
     @property
     def held_bytes(self) -> int:

@@ -93,9 +93,11 @@ class OwnedCaches(Caches):
 
     @property
     def running(self) -> bool:
+        """Whether a video has begun and has not been reset."""
         return self.stream is not None and self.stream.chunk is not None
 
     def switch(self, answer: Answer | None) -> int:
+        """The prompt switches, see `Session.switch`; the frames that have to be run again."""
         if self.stream is None or self.pool is None or self.rotation is None:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
         policy = self.session.policy
@@ -103,7 +105,7 @@ class OwnedCaches(Caches):
             raise HeadforceError(
                 "HF-CLASSIFY",
                 found="a prompt switch before the heads are classified, and classes that do not answer alike",
-                needed="a switch after the measured chunk, or one answer for all: switch('keep()')",
+                needed="one once a chunk behind the measured one has begun, or one answer for all: switch('keep()')",
             )
         return self.stream.switch(self._decider(), answer)
 

@@ -249,7 +249,7 @@ class Session:
             raise HeadforceError("HF-VIEW", found="a prompt switch in view mode", needed="owned mode")
         given = parse_answer(answer) if isinstance(answer, str) else answer
         self._forget_unused()
-        running = [caches for caches in self.cache_sets if caches.running]
+        running = [caches for caches in self.cache_sets if isinstance(caches, OwnedCaches) and caches.running]
         if not running:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
         again = [caches.switch(given) for caches in running]

@@ -305,8 +305,7 @@ class Stream:
             return  # the pools have not followed yet: where frames lay for them is only known once
         self._rhythms, self._longest = set(), chunk.frames
         rooms = self._rooms(chunk)
-        self._rhythms = set()
-        self.relaid = {}
+        self._rhythms = set()  # the first pass behind it asks again
         for i, lane in enumerate(self.lanes):
             room = max(rooms[lane.rule.text], len(lane.slots.held) + lane.slots.reserved + chunk.frames)
             if room < lane.slots.pages:

@@ -5,12 +5,13 @@ from .chunk import Chunk, Schedule
 from .classify import Classify
 from .frameset import FrameSet
 from .grammar import parse_answer, parse_rule
+from .item import Item, PartItem
 from .memory import BUSIEST, Commit, Decide, HeadMemory, PagedStore, StoreOp, Write
 from .op import Op, load_ops, policy_op
 from .parts import Part
 from .policy import Policy, Warmup
 from .positions import Carry, Clamp, Collapse, Keep
-from .rule import Item, PartItem, Rule
+from .rule import Rule
 from .switch import Amended, Answer, Cut, Flush, KeepAll, Recache
 
 __all__ = [

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "headforce.policy_ops"
 
+SCOPES = ("head", "layer", "model", "every")
+"""Among which heads a store is one and the same: none but the head itself, the heads of its layer that have the rule,
+those of the whole model, or those of every video besides."""
+
 
 class Composable:
     """Lets operators and rules be joined in Python as they are in text: `Sink(1) @ Collapse(21) | Window(1)`."""
@@ -72,7 +76,7 @@ class Op(Composable):
     feeds_from: str = ""
     """Stateful operators: the name of the operator whose evicted frames are the candidates."""
     scope: str = "every"
-    """Stateful operators: among which heads the store is one and the same, see `rule.SCOPES`."""
+    """Stateful operators: among which heads the store is one and the same, see `SCOPES`."""
     nested: ClassVar[dict[str, type]] = {}
     """Helpers that may stand as an argument, by name: `novel(0.9)` in `episodic`."""
 

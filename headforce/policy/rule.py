@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import HeadforceError
 from .chunk import Chunk
+from .form import check_form
 from .frameset import EMPTY, FrameSet
+from .item import Item, PartItem
 from .node import (
     NOTHING_HELD,
     Held,
@@ -31,46 +33,12 @@ from .node import (
     pieces_of,
     terms_of,
 )
-from .op import Composable, Op
+from .op import SCOPES, Composable, Op
 from .parts import Part
 from .positions import CONTIGUOUS, KEEP, PositionMap, contiguous_position
 
 if TYPE_CHECKING:
     import sympy
-
-
-@dataclass(frozen=True)
-class Item:
-    """Frames that a query reads through one operator, rising, with the position of each."""
-
-    kind: str
-    frames: tuple[int, ...]
-    positions: tuple[int, ...]
-
-    @property
-    def stand(self) -> tuple[int, ...]:
-        """The frames at whose indices the keys stand in their pages."""
-        return self.frames
-
-
-@dataclass(frozen=True)
-class PartItem:
-    """Parts that a query reads out of the pages of the store `store`, in the order of their positions."""
-
-    kind: str
-    store: str
-    parts: tuple[Part, ...]
-    positions: tuple[int, ...]
-
-    @property
-    def stand(self) -> tuple[int, ...]:
-        """The frames at whose indices the keys stand in their pages."""
-        return tuple(part.at for part in self.parts)
-
-
-SCOPES = ("head", "layer", "model", "every")
-"""Among which heads a store is one and the same: none but the head itself, the heads of its layer that have the rule,
-those of the whole model, or those of every video besides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,34 +106,7 @@ class Rule(Composable):
     def checked(self) -> Rule:
         """The rule itself, once it is known to be whole: HF-RULE-FORM if stores lack a name or a source, or if an
         operator stands where it has no meaning."""
-        if not self.reads_chunk and self.node != self.terms[0]:
-            found = f"{self.node}, where one operator reads nothing at all"
-            raise HeadforceError("HF-RULE-FORM", found=found, needed="such an operator alone")
-        _check_filters(self.node)
-        names = [term.store for term in self.terms]
-        feeders = {term.store: term.op.feeds_from for term in self.stateful}
-        for term in self.stateful:
-            for name in filter(None, (term.store, term.op.feeds_from)):
-                if names.count(name) != 1:
-                    found = f"{names.count(name) or 'no'} operators called {name!r}, which {term} refers to"
-                    hint = "Give an operator a name of its own with `as`: window(4) as recent."
-                    raise HeadforceError("HF-RULE-FORM", found=found, needed="exactly one", hint=hint)
-            for feeder in self.terms:
-                if feeder.op.paged and feeder.store == term.op.feeds_from:
-                    found = f"{term}, fed by {feeder}, which keeps parts of frames"
-                    raise HeadforceError("HF-RULE-FORM", found=found, needed="an operator that lets whole frames go")
-            source = next((t.op for t in self.terms if t.op.stateful and t.store == term.op.feeds_from), None)
-            if source is not None and SCOPES.index(term.op.scope) > SCOPES.index(source.scope):
-                found = (
-                    f"{term}, in which heads decide together, fed by {source}, of which each {source.scope} has its own"
-                )
-                raise HeadforceError("HF-RULE-FORM", found=found, needed=f"scope={source.scope}")
-            chain = [term.store]
-            while feeders.get(chain[-1]):
-                chain.append(feeders[chain[-1]])
-                if chain[-1] in chain[:-1]:
-                    found = "stores that feed each other: " + " <- ".join(chain)
-                    raise HeadforceError("HF-RULE-FORM", found=found, needed="a chain that ends")
+        check_form(self)
         return self
 
     # --- facts --------------------------------------------------------------------------------------------------
@@ -336,17 +277,3 @@ class Rule(Composable):
 
     def __repr__(self) -> str:
         return f"Rule({str(self)!r})"
-
-
-def _check_filters(node: Node) -> None:
-    """HF-RULE-FORM for a store with pages of its own behind an `&`: it has no whole frames to keep others by."""
-    if isinstance(node, Term):
-        return
-    if isinstance(node, Intersection):
-        for term in (term for part in node.parts[1:] for term in terms_of(part)):
-            if term.op.paged:
-                raise HeadforceError(
-                    "HF-RULE-FORM", found=f"{term} behind & in {node}", needed="it in front: what filters holds frames"
-                )
-    for part in node.parts:
-        _check_filters(part)

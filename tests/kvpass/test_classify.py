@@ -8,9 +8,14 @@ import torch
 
 import headforce
 from examples.causal_wan import Rollout
+from examples.causal_wan.rope import rope_angles, rotate
 from headforce.errors import HeadforceError
+from headforce.kvpass.head_classes import HeadClasses
+from headforce.kvpass.kept_queries import KeptQueries
+from headforce.kvpass.layers import PassFacts
 from headforce.lowering.state.classify import sampled_rows
-from headforce.policy import Classify, Policy, Warmup, assignment, oracle, parse_rule
+from headforce.lowering.stream import Stream
+from headforce.policy import Chunk, Classify, Policy, Warmup, assignment, oracle, parse_rule
 from headforce.presets import dummy_forcing
 
 from .conftest import text, wan
@@ -36,8 +41,6 @@ class Watching(OracleAttention):
 
 def dense_masses(twin, classify, tokens):
     """[layer][head]: the probability on the first and on the middle frames, from scores of all rows by all keys."""
-    from examples.causal_wan.rope import rope_angles, rotate
-
     first, middle = [], []
     for block in twin.blocks:
         attention = block.self_attn
@@ -55,8 +58,6 @@ def dense_masses(twin, classify, tokens):
 
 
 def attention_chunk(attention, frames):
-    from headforce.policy import Chunk
-
     return Chunk(len(attention.starts) - 1, attention.starts[-1], frames)
 
 
@@ -137,12 +138,7 @@ def test_two_streams_have_classes_of_their_own():
 
 
 def test_a_stream_that_was_never_measured_is_refused():
-    """Chunks 0 and 1 in one prefill: what would have been chunk 1 never ran by itself."""
-    from headforce.kvpass.head_classes import HeadClasses
-    from headforce.kvpass.kept_queries import KeptQueries
-    from headforce.kvpass.layers import PassFacts
-    from headforce.lowering.stream import Stream
-
+    """A stream that has gone by the chunk that was to be measured."""
     policy = dummy_forcing(num_dummy=1)
     heads = HeadClasses(policy, KeptQueries(1), {}, parse_rule("span(9)"))
 

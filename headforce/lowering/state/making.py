@@ -89,13 +89,13 @@ def _make(pool: PagePool, turning: Turning, making: Making) -> None:
     make = find_maker(making.term.op.name)
     for some in base.split(step):
         rows = Rows(pool.k, pool.v, some, making.page, old)
-        k, v = make(rows, making.term.op, new, turning) if new else (pool.k[:0, None], pool.v[:0, None])
+        made = make(rows, making.term.op, new, turning) if new else (None, None)
         # Parts that only change their place are read before anything is written.
         kept = [part for part in making.parts if part.content in old]
         sources = [old[part.content] for part in kept]
-        for tensor, fresh in ((pool.k, k), (pool.v, v)):
+        for tensor, fresh in zip((pool.k, pool.v), made, strict=True):
             held = rows.take(tensor, sources, of) if kept else None
-            if new:
+            if fresh is not None:
                 rows.put(tensor, [first * of + part.place for part in new], of, fresh)
             if held is not None:
                 rows.put(tensor, [first * of + part.place for part in kept], of, held)

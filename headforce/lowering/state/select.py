@@ -144,19 +144,13 @@ def _scored(
     pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None, groups: list[_Group]
 ) -> dict[_Group, Scores]:
     """The scores of all groups; the host waits once."""
-    alike: dict[tuple[Select, int, tuple[int, ...]], list[_Group]] = {}
-    for group in groups:
-        alike.setdefault((group.op, len(group.cells), group.segments), []).append(group)
     numbers: list[Tensor] = []
-    order: list[_Group] = []
-    for (op, _, segments), members in alike.items():
-        by = find_score(op.score)
-        for group in members:  # one after the other: the keys of all heads at once would be as large as the pool
-            found = by.function(_segments(pool, turning, queries, group, by)) if segments else torch.zeros(1, 0)
-            numbers.append(found.flatten().float().to(pool.k.device))
-            order.append(group)
+    for group in groups:  # one after the other: the keys of all heads at once would be as large as the pool
+        by = find_score(group.op.score)
+        found = by.function(_segments(pool, turning, queries, group, by)) if group.segments else torch.zeros(1, 0)
+        numbers.append(found.flatten().float().to(pool.k.device))
     values = iter(torch.cat(numbers).tolist())
-    return {group: {s: next(values) for s in group.segments} for group in order}
+    return {group: {s: next(values) for s in group.segments} for group in groups}
 
 
 def _segments(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None, group: _Group, by: Score) -> Segments:
@@ -169,7 +163,7 @@ def _segments(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None
     def keys(shift: Callable[[Part], int]) -> Tensor:
         """[1, H, m, R, D]: the segments `shift` frames behind the candidates; NaN where they are not held."""
         wanted = [Part(p.at + shift(p), (p.at + shift(p),), p.index, n, 0) for p in parts]
-        return torch.stack([_keys(pool, turning, cell, group.op, wanted, by) for cell in group.cells])[None]
+        return torch.stack([_keys(pool, turning, cell, wanted, by) for cell in group.cells])[None]
 
     return Segments(
         keys(lambda part: 0),
@@ -186,7 +180,7 @@ def _queries(queries: Sequence[Tensor] | None, group: _Group, by: Score) -> Tens
     return torch.stack([queries[layer][row, 0, head] for layer, row, head in group.cells])[None]
 
 
-def _keys(pool: PagePool, turning: Turning, cell: Cell, op: Select, parts: Sequence[Part], by: Score) -> Tensor:
+def _keys(pool: PagePool, turning: Turning, cell: Cell, parts: Sequence[Part], by: Score) -> Tensor:
     """[m, R, D]: the keys of segments in one head, in float32; NaN for those that it does not hold."""
     assert pool.regions is not None
     lane = pool.stream.lane(cell[0], cell[2], cell[1])
