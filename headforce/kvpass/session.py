@@ -222,6 +222,17 @@ class Session:
         return f"{head}\n{self.report}"
 
     @property
+    def labels(self) -> Labels | None:
+        """Which heads are what in the newest stream, for a policy that classifies them; None before it has.
+
+        Saved, and given to the same policy, they make another video with the same heads.
+        """
+        owned = [caches for caches in self.cache_sets if isinstance(caches, OwnedCaches)]
+        classified = [caches.heads.classes for caches in owned if caches.heads is not None]
+        newest = classified[-1] if classified else None
+        return None if newest is None else Labels(tuple(map(tuple, newest)))
+
+    @property
     def pool_bytes(self) -> int:
         """Bytes of K and V that headforce holds, over all streams; none in view mode."""
         return sum(caches.held_bytes for caches in self.cache_sets)

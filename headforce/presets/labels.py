@@ -2,6 +2,7 @@
 
     Labels.load("forcingkv_heads_selfforcing.json")     Forcing-KV: JSON, classes `static` and `dynamic`
     Labels.load("best_labels.csv")                      Pyramid Forcing: CSV, classes `wave`, `anchor` and `veil`
+    Labels.load("headgroups.json")                      Dummy Forcing: JSON, classes `sink`, `neighbor` and `dummy`
     Labels.load("labels.json")                          ours: {"classes": {LAYER: {CLASS: [heads]}}}
 
 Everything that is wrong with a file is HF-LABELS with the layer it is about.
@@ -30,6 +31,9 @@ FORCING_KV = {
 
 PYRAMID = {-1: "wave", 1: "anchor", 2: "veil"}
 """Classes of Pyramid Forcing, by the numbers of its tables."""
+
+DUMMY = {"sink": "headgroup_first", "neighbor": "headgroup_mid", "dummy": "headgroup_last"}
+"""Classes of Dummy Forcing, and the keys under which its caches have the heads of a layer."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Labels:
 
     @staticmethod
     def load(path: str | PathLike[str], layers: int | None = None) -> Labels:
-        """The labels in a file of any of the three kinds. `layers`: of the model, where the file may name fewer."""
+        """The labels in a file of any of the four kinds. `layers`: of the model, where the file may name fewer."""
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -80,6 +84,8 @@ class Labels:
             data = json.loads(text)
             if isinstance(data, dict) and "classes" in data:
                 return Labels.from_classes(data["classes"])
+            if isinstance(data, list) and data and isinstance(data[0], dict) and set(DUMMY.values()) & data[0].keys():
+                return Labels.from_dummy_forcing(data)
             return Labels.from_forcing_kv(data, layers)
         except json.JSONDecodeError as error:
             raise _wrong(f"text that is not JSON ({error})", "a label file").at(str(path)) from error
@@ -129,6 +135,23 @@ class Labels:
         return _checked(found, width, total)
 
     @staticmethod
+    def from_dummy_forcing(layers: Sequence[Mapping[str, Any]]) -> Labels:
+        """Labels from what Dummy Forcing leaves in its caches: for every layer its three lists of heads.
+
+        `layers` may be the caches themselves, once the heads are classified; whatever else they hold is passed over. A
+        list may be empty.
+        """
+        if not isinstance(layers, Sequence) or not layers:
+            raise _wrong(f"{type(layers).__name__} {layers!r:.40}", "a list with an item for every layer")
+        found: dict[int, Heads] = {}
+        for layer, groups in enumerate(layers):
+            lacks = [key for key in DUMMY.values() if not isinstance(groups, Mapping) or groups.get(key) is None]
+            if lacks:
+                raise _wrong(f"no {lacks[0]}", ", ".join(DUMMY.values())).at(f"layer {layer}")
+            found[layer] = _heads(layer, {name: groups[key] for name, key in DUMMY.items()})
+        return _checked(found)
+
+    @staticmethod
     def from_pyramid(text: str) -> Labels:
         """Labels from the CSV of Pyramid Forcing: a row for each layer, a number for each head, no header."""
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
@@ -158,6 +181,12 @@ class Labels:
             for i in range(len(self.layers))
         ]
         return {"num_layers": len(self.layers), "num_heads": self.heads, "layers": layers}
+
+    def to_dummy_forcing(self) -> list[dict[str, list[int]]]:
+        """The lists of Dummy Forcing; HF-LABELS for other classes than `sink`, `neighbor` and `dummy`."""
+        self._need(DUMMY)
+        of_layers = (self.of(layer) for layer in range(len(self.layers)))
+        return [{key: list(heads.get(name, ())) for name, key in DUMMY.items()} for heads in of_layers]
 
     def to_pyramid(self) -> str:
         """The table of Pyramid Forcing; HF-LABELS for other classes than `wave`, `anchor` and `veil`."""

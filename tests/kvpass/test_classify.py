@@ -16,7 +16,7 @@ from headforce.kvpass.layers import PassFacts
 from headforce.lowering.state.classify import sampled_rows
 from headforce.lowering.stream import Stream
 from headforce.policy import Chunk, Classify, Policy, Warmup, assignment, oracle, parse_rule
-from headforce.presets import dummy_forcing
+from headforce.presets import Labels, dummy_forcing
 
 from .conftest import text, wan
 from .oracle_model import OracleAttention, oracle_model
@@ -67,6 +67,7 @@ def classes_of(model, policy, lengths=LENGTHS, steps=(1000.0, 625.0), seed=0):
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
         video = Rollout(compiled, model.config, timesteps=steps).generate(text(model.config), lengths, seed=seed)
         (caches,) = session.cache_sets
+        assert session.labels == Labels(tuple(map(tuple, caches.heads.classes)))
         return caches.heads.classes, video, session.pool_bytes, caches.stream
 
 

@@ -10,31 +10,13 @@ import headforce
 from headforce.demo.reference import Control, Oracle, install_oracle
 from headforce.errors import HeadforceError
 from headforce.policy import Policy, parse_answer
-from headforce.presets import (
-    Labels,
-    deep_forcing,
-    dummy_forcing,
-    forcing_kv,
-    head_forcing,
-    load_presets,
-    longlive,
-    pyramid_forcing,
-    self_forcing,
-)
+from headforce.presets import load_presets, longlive
 
 from .conftest import text, wan
+from .presets import PRESETS
 from .test_owned_identity import relative
 
 CHUNKS = ([3, 3, 3], [3], [3, 3])
-PRESETS = {
-    "deep_forcing": deep_forcing(sink=2, budget=7, recent=4, window=10, segments=4),
-    "self_forcing": self_forcing(window=9),
-    "longlive": longlive(window=9, sink=3),
-    "dummy_forcing": dummy_forcing(Labels((("sink", "neighbor", "dummy", "dummy"),) * 2)),
-    "head_forcing": head_forcing(Labels((("local", "anchor", "memory", "memory"),) * 2), novelty=0.999),
-    "forcing_kv": forcing_kv(Labels((("static", "dynamic", "dynamic", "dynamic"),) * 2)),
-    "pyramid_forcing": pyramid_forcing(Labels((("wave", "anchor", "veil", "veil"),) * 2)),
-}
 ANSWERS = {
     "deep_forcing": ("flush(1, stores=yes)", "keep()"),
     "self_forcing": ("flush(2)", "cut(5)"),

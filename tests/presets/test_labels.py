@@ -29,6 +29,11 @@ def test_forcing_kv_and_back(labels):
     assert Labels.from_forcing_kv(json.loads(json.dumps(labels.to_forcing_kv()))) == labels
 
 
+@given(tables("sink", "neighbor", "dummy"))
+def test_dummy_forcing_and_back(labels):
+    assert Labels.from_dummy_forcing(json.loads(json.dumps(labels.to_dummy_forcing()))) == labels
+
+
 @given(tables("wave", "anchor", "veil"))
 def test_pyramid_and_back(labels):
     assert Labels.from_pyramid(labels.to_pyramid()) == labels
@@ -62,6 +67,34 @@ def test_every_spelling_of_forcing_kv():
     assert Labels.from_forcing_kv({"1": {"spatial_heads": [0, 2], "dynamic_head": [1]}}) == expected
     longer = Labels.from_forcing_kv([one], layers=4)
     assert longer.layers == (*expected.layers, *(("dynamic",) * 3,) * 2)
+
+
+def test_caches_of_dummy_forcing(tmp_path):
+    """Its lists lie among the tensors of a layer's cache; written to a file they are found there."""
+    lists = [
+        {"headgroup_first": [], "headgroup_mid": [1], "headgroup_last": [0, 2]},
+        {"headgroup_first": [2], "headgroup_mid": [1, 0], "headgroup_last": []},
+    ]
+    expected = Labels((("dummy", "neighbor", "dummy"), ("neighbor", "neighbor", "sink")))
+    assert Labels.from_dummy_forcing([{**groups, "sink_k": object()} for groups in lists]) == expected
+    (tmp_path / "headgroups.json").write_text(json.dumps(lists))
+    assert Labels.load(tmp_path / "headgroups.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ([{"headgroup_first": [0], "headgroup_mid": [1]}], r"layer 0.*no headgroup_last"),
+        ([{"headgroup_first": None, "headgroup_mid": [1], "headgroup_last": []}], r"layer 0.*no headgroup_first"),
+        ([{"headgroup_first": [0], "headgroup_mid": [0], "headgroup_last": []}], r"layer 0, neighbor.*second time"),
+        ([{"headgroup_first": [0], "headgroup_mid": [2], "headgroup_last": []}], r"layer 0.*no class for head 1"),
+        ([], "an item for every layer"),
+    ],
+)
+def test_lists_of_dummy_forcing_that_are_wrong(layers, says):
+    with pytest.raises(HeadforceError, match=says) as caught:
+        Labels.from_dummy_forcing(layers)
+    assert caught.value.code == "HF-LABELS"
 
 
 def layer(index, static, dynamic):
