@@ -16,10 +16,11 @@ from torch import nn
 from ..errors import HeadforceError
 from ..policy import Answer, Policy, Rule, parse_answer
 from ..presets import Labels, read_policy
-from .capture import Adapter, LayerCache, find_adapter
+from .capture import Adapter, LayerCache, find_model
 from .layers import OWNED, VIEW, Caches, Layer, layer_of
 from .owned_caches import OwnedCaches
 from .report import Report
+from .torch_private import compile_in_place, compiled_in_place
 from .view_caches import ViewCaches
 from .view_plans import ViewPlans
 
@@ -33,7 +34,7 @@ _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictio
 
 
 def prepare(
-    model: nn.Module,
+    model: Any,
     policy: Policy | str | PathLike[str],
     *,
     labels: Labels | str | PathLike[str] | None = None,
@@ -41,10 +42,10 @@ def prepare(
     canonical_order: bool = False,
     verify: str = "off",
 ) -> Session:
-    """Gives `model` a policy. Compile the model afterwards, or the one you compiled before.
+    """Gives `model` a policy. Compile the model afterwards (`session.compile()`), or the one you compiled before.
 
     Args:
-        model: a model of a known family. Its source and weights stay as they are.
+        model: a model of a known family, or a pipeline that holds one. Source and weights stay as they are.
         policy: what every head remembers: a `Policy`, the path of a policy file, or the name of a preset.
         labels: which heads are what, for presets that ask for it: `Labels` or the path of a label file.
         mode: "owned": K and V live in pools of exactly the policy's size, which saves time and memory. "view": the
@@ -57,15 +58,15 @@ def prepare(
     Returns a `Session`; `session.restore()` takes everything back. Raises HF-ADAPTER for an unknown family, HF-PREPARED
     for a model that is prepared already, HF-OPTION for an unknown mode.
     """
-    model = getattr(model, "_orig_mod", model)
     if mode not in (OWNED, VIEW):
         raise HeadforceError("HF-OPTION", site="mode", found=repr(mode), needed="'owned' or 'view'")
     if verify not in ("off", "plan"):
         raise HeadforceError("HF-OPTION", site="verify", found=repr(verify), needed="'off' or 'plan'")
-    if model in _SESSIONS:
+    module, adapter = find_model(model)
+    if module in _SESSIONS:
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
     loaded = read_policy(policy, labels)
-    return Session(model, loaded, find_adapter(model), mode=mode, canonical=canonical_order, verify=verify == "plan")
+    return Session(module, loaded, adapter, mode=mode, canonical=canonical_order, verify=verify == "plan")
 
 
 def session_of(model: nn.Module) -> Session | None:
@@ -105,6 +106,7 @@ class Session:
         self._paused = False
         self.refusal: HeadforceError | None = None
         self._installed = adapter.install(model)
+        self._uncompiled: tuple[Any] | None = None  # what the model called before `compile`
         self._hooks = [
             model.register_forward_pre_hook(torch._dynamo.disable(self._before), with_kwargs=True),
             model.register_forward_hook(torch._dynamo.disable(self._after), with_kwargs=True, always_call=True),
@@ -243,6 +245,16 @@ class Session:
         counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
         return [sum(layer) for layer in zip(*counts, strict=True)]
 
+    def compile(self, **options: Any) -> None:
+        """Compiles the model in place, so that whoever holds it calls the compiled one, until `restore()`.
+
+        Args:
+            options: those of the backend, such as `inner="eager"` and `target="triton"`.
+        """
+        if self._uncompiled is None:
+            self._uncompiled = compiled_in_place(self.model)
+        self.model.compile(backend="headforce", options=options)
+
     def switch(self, answer: Answer | str | None = None) -> int:
         """The prompt switches: call it between two chunks, before the first pass with the new text.
 
@@ -278,10 +290,12 @@ class Session:
             self._paused = before
 
     def restore(self) -> None:
-        """Leaves the model as it was: hooks removed, ordinary empty caches in place of the shells."""
+        """Leaves the model as it was: hooks and `compile` undone, ordinary empty caches in place of the shells."""
         for hook in self._hooks:
             hook.remove()
         self._installed.close()
+        if self._uncompiled is not None:
+            compile_in_place(self.model, self._uncompiled)
         for caches in self.cache_sets:
             caches.release()
         self.cache_sets = []

@@ -243,3 +243,13 @@ def late_compilation(context: Any | None) -> Iterator[Callable[[], bool]]:
     before = len(env.guards) if env is not None else 0
     with torch._guards.tracing(torch._guards.TracingContext(context.fake_mode)):
         yield lambda: env is not None and len(env.guards) > before
+
+
+def compiled_in_place(module: torch.nn.Module) -> tuple[Any]:
+    """What `module.compile()` replaces: the call that runs instead of the ordinary one, None for no other."""
+    return (module._compiled_call_impl,)
+
+
+def compile_in_place(module: torch.nn.Module, before: tuple[Any]) -> None:
+    """Puts back what `compiled_in_place` gave."""
+    (module._compiled_call_impl,) = before

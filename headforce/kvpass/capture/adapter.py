@@ -118,17 +118,56 @@ def adapter(name: str) -> Callable[[_T], _T]:
 
 def find_adapter(model: nn.Module) -> Adapter:
     """The adapter for `model`; HF-ADAPTER if none knows it. The latest registered goes first: plugins can refine."""
+    for candidate in adapters():
+        if candidate.matches(model):
+            return candidate
+    raise _unknown(model)
+
+
+def find_model(target: Any) -> tuple[nn.Module, Adapter]:
+    """The model that `target` is or holds, and its adapter.
+
+    `target` may be a pipeline: the outermost module in it that an adapter knows is meant, and an adapter that was
+    registered later is asked about all of them first. HF-ADAPTER if there is none or more than one.
+    """
+    modules = list(dict.fromkeys(module for root in _roots(target) for module in root.modules()))
+    for candidate in adapters():
+        found = [module for module in modules if candidate.matches(module)]
+        inner = {child for module in found for child in module.modules() if child is not module}
+        outermost = [module for module in found if module not in inner]
+        if len(outermost) > 1:
+            names = ", ".join(type(module).__qualname__ for module in outermost)
+            raise HeadforceError(
+                "HF-ADAPTER", found=f"{len(outermost)} models in one pipeline ({names})", needed="the one to prepare"
+            )
+        if outermost:
+            return outermost[0], candidate
+    raise _unknown(target)
+
+
+def _roots(target: Any) -> list[nn.Module]:
+    """The modules that an object is or has as attributes; torch.compile's wrapper stands for what it wraps."""
+    target = getattr(target, "_orig_mod", target)
+    if isinstance(target, nn.Module):
+        return [target]
+    held = [getattr(value, "_orig_mod", value) for value in getattr(target, "__dict__", {}).values()]
+    return [value for value in held if isinstance(value, nn.Module)]
+
+
+def _unknown(target: Any) -> HeadforceError:
+    return HeadforceError(
+        "HF-ADAPTER",
+        found=f"a {type(target).__module__}.{type(target).__qualname__}, which no adapter knows",
+        needed="a model, or a pipeline with a model, of one of these families: " + ", ".join(_ADAPTERS),
+    )
+
+
+def adapters() -> list[Adapter]:
+    """All adapters, of plugins too, the latest registered first."""
     from .. import capture
 
     for module in pkgutil.iter_modules(capture.__path__):
         importlib.import_module(f"{capture.__name__}.{module.name}")
     for point in entry_points(group=ENTRY_POINTS):
         point.load()
-    for candidate in reversed(list(_ADAPTERS.values())):
-        if candidate.matches(model):
-            return candidate
-    raise HeadforceError(
-        "HF-ADAPTER",
-        found=f"a {type(model).__module__}.{type(model).__qualname__}, which no adapter knows",
-        needed="a model of one of these families: " + ", ".join(_ADAPTERS),
-    )
+    return list(reversed(_ADAPTERS.values()))

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 _LOCK = threading.Lock()
-_ACTIVE: dict[tuple[str, str], tuple[int, Any, Any]] = {}
-"""(module, name) -> (how many want it, the original, the replacement)."""
+_ACTIVE: dict[tuple[int, str], tuple[int, Any, Any]] = {}
+"""(namespace, name) -> (how many want it, the original, the replacement)."""
+
+_MISSING = object()
 
 
 @contextlib.contextmanager
-def patched(module: ModuleType, name: str, replacement: Any) -> Iterator[None]:
-    """While the context is open, `module.name` is `replacement`; the last one to leave puts the original back.
+def patched(namespace: dict[str, Any], name: str, replacement: Any) -> Iterator[None]:
+    """While the context is open, `namespace[name]` is `replacement`; the last one to leave puts the original back.
 
-    The first replacement of a name stays for as long as anybody wants one, so that compiled code sees one object.
+    A namespace is what a function sees, `function.__globals__`: two checkouts may have modules of one name. The first
+    replacement of a name stays for as long as anybody wants one, so that compiled code sees one object.
     """
-    key = (module.__name__, name)
+    key = (id(namespace), name)
     with _LOCK:
-        count, original, current = _ACTIVE.get(key, (0, getattr(module, name, None), replacement))
+        count, original, current = _ACTIVE.get(key, (0, namespace.get(name, _MISSING), replacement))
         _ACTIVE[key] = (count + 1, original, current)
-        setattr(module, name, current)
+        namespace[name] = current
     try:
         yield
     finally:
@@ -33,4 +35,7 @@ def patched(module: ModuleType, name: str, replacement: Any) -> Iterator[None]:
                 _ACTIVE[key] = (count - 1, original, current)
             else:
                 del _ACTIVE[key]
-                setattr(module, name, original)
+                if original is _MISSING:
+                    del namespace[name]
+                else:
+                    namespace[name] = original

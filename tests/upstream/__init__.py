@@ -1,0 +1,1 @@
+"""Public repositories, unmodified, run under headforce: `python -m tests.upstream FAMILY CHECKOUT`."""

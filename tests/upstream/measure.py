@@ -1,0 +1,115 @@
+"""One repository run in four ways - as it is, and compiled with headforce - over two videos in a row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import headforce
+from headforce.kvpass.session import Session
+from headforce.policy import Policy
+
+from .families import Family, Run
+
+POLICY = """
+headforce: 1
+classes:
+  static: sink(1) | window(1)
+  dynamic: sink(1) | stride(3, phase=0, last=1) | window(1)
+default: static
+heads: {"0": {dynamic: [0]}, "1": {dynamic: [1, 2]}}
+"""
+SIDES = {
+    "native(), owned": ("owned", Policy({})),
+    "native(), view": ("view", Policy({})),
+    "policy, owned": ("owned", Policy.loads(POLICY)),
+}
+
+
+@dataclass
+class Side:
+    """What came of one way to run the model.
+
+    Attributes:
+        difference: the largest difference from the unmodified videos over their largest value. held: bytes of K and V.
+        graphs: compiled. late: graphs compiled for the second video. breaks: graph breaks. launches: of each layer in
+            each pass. sites: of the graphs, by verdict.
+    """
+
+    name: str
+    difference: float
+    held: int
+    graphs: int
+    late: int
+    breaks: int
+    launches: float
+    sites: dict[str, int]
+
+
+@dataclass
+class Measured:
+    """A repository's row: the bytes that it holds itself, and all sides."""
+
+    family: str
+    commit: str
+    held: int
+    sides: list[Side]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(family: Family, path: Path, commit: str, inner: str = "eager", target: str = "sdpa") -> Measured:
+    """Runs all sides of one repository. The model of every side has the same weights."""
+    run = family.make(path)
+    eager = _videos(run, family.chunks)
+    held = _bytes(run)
+    sides = []
+    for name, (mode, policy) in SIDES.items():
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        run = family.make(path)
+        with headforce.prepare(
+            run.pipeline, policy, mode=mode, canonical_order=name[0] == "n", verify="plan"
+        ) as session:
+            session.compile(inner=inner, target=target)
+            sides.append(_side(name, run, session, eager, family.chunks))
+        _check_restored(run, eager[0])
+    return Measured(family.name, commit, held, sides)
+
+
+def _videos(run: Run, chunks: int) -> list[Tensor]:
+    return [run.video(seed, chunks) for seed in (1, 2)]
+
+
+def _side(name: str, run: Run, session: Session, eager: list[Tensor], chunks: int) -> Side:
+    first = run.video(1, chunks)
+    graphs = session.report.graphs
+    second = run.video(2, chunks)
+    errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip((first, second), eager, strict=True)]
+    report = session.report
+    return Side(
+        name=name,
+        difference=max(errors),
+        held=session.pool_bytes or _bytes(run),
+        graphs=report.graphs,
+        late=report.graphs - graphs,
+        breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
+        launches=sum(session.launches) / len(session.launches) / (2 * chunks * run.passes),
+        sites={verdict: report.count(verdict) for verdict in ("rewritten", "refused", "excluded")},
+    )
+
+
+def _check_restored(run: Run, eager: Tensor) -> None:
+    """After `restore()` model and pipeline make the unmodified video, to the bit."""
+    again = run.video(1, 1)
+    if not torch.equal(again, eager[:, : again.shape[1]]):
+        raise AssertionError("restore() left something behind")
+
+
+def _bytes(run: Run) -> int:
+    return sum(cache[name].nbytes for cache in run.caches() for name in ("k", "v"))
