@@ -73,7 +73,7 @@ class Vae(nn.Module):
     def decode_to_pixel(self, latent: Tensor, use_cache: bool = False) -> Tensor:
         return latent
 
-    class model:  # noqa: N801  pipelines empty its cache under this name
+    class model:  # pipelines empty its cache under this name
         @staticmethod
         def clear_cache() -> None:
             """There is none."""
