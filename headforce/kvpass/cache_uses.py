@@ -1,4 +1,4 @@
-"""Everything that touches a graph input that is a cache: writes of rows, views, and whoever else reads it."""
+"""Everything that touches a cache, or a copy of one: writes of rows, views, and whoever else reads it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Uses:
 
 
 def uses(view: GraphView, base: Node, labels: tuple[str, ...]) -> Uses:
-    """List the uses of a graph input whose dims are `labels`."""
+    """List the uses of a graph input, or of a copy of one, whose dims are `labels`."""
     aliases, writes, consumers, unknown = {base}, [], [], []
     queue = [base]
     while queue:
@@ -78,11 +78,11 @@ def _write(view: GraphView, base: Node, labels: tuple[str, ...], target: Node, n
     else:
         return None
     shape, given = view.shape(target), view.shape(value)
-    ranges = None if shape is None else index_rows(view, shape, index)
+    ranges = None if shape is None else index_rows(view, shape, _decided(view, index))
     if ranges is None or given is None:
         return None
     own = tuple(str(i) for i in range(len(shape)))
-    back = landing(view, Cursor(target, label_dims(own, shape)))
+    back = landing(view, Cursor(target, label_dims(own, shape)), until=base)
     if back.node is not base or any(len(dim) > 1 for dim in back.cursor.axes):
         return None
     # Dims of the target, in the names of the cache's dims.
@@ -99,3 +99,15 @@ def _write(view: GraphView, base: Node, labels: tuple[str, ...], target: Node, n
     if len(given) != len(region) or not all(view.facts.equal(a, b) for a, b in zip(given, region, strict=True)):
         return None  # a broadcast write
     return Write(node, rows, Cursor(value, label_dims(dims, given)))
+
+
+def _decided(view: GraphView, index: Any) -> Any:
+    """An index of slices whose bounds hold no Max or Min: which side it is, is guarded.
+
+    A pass writes either in front of some row or behind it, which decides how much it writes.
+    """
+    if isinstance(index, tuple):
+        return tuple(_decided(view, item) for item in index)
+    if not isinstance(index, slice):
+        return index
+    return slice(*(view.decided(b) if isinstance(b, Node) else b for b in (index.start, index.stop)), index.step)

@@ -83,6 +83,26 @@ class GraphView:
         self.facts.assume(relation)
         return True
 
+    def decided(self, value: Any) -> sympy.Expr | None:
+        """`expr(value)` with every Max and Min replaced by the side that it is now, which becomes a guard."""
+        expr = self.expr(value)
+        while expr is not None:
+            choices = expr.atoms(*torch_private.MAX_CLASSES, *torch_private.MIN_CLASSES)
+            inner = next((c for c in choices if not any(c.has(o) for o in choices - {c})), None)
+            if inner is None:
+                break
+            largest = isinstance(inner, torch_private.MAX_CLASSES)
+            # Of sides that are equal now, the one that varies: what is a number now may be the other side's start.
+            sides = sorted(inner.args, key=lambda side: bool(side.is_number))
+            picked = next((a for a in sides if all(self._ordered(a, o, largest) for o in sides)), None)
+            if picked is None:
+                break
+            expr = sympy.expand(expr.xreplace({inner: picked}))
+        return expr
+
+    def _ordered(self, a: sympy.Expr, b: sympy.Expr, descending: bool) -> bool:
+        return a == b or self.ensure(sympy.Le(b, a) if descending else sympy.Le(a, b))
+
     def aliases(self, node: Node, source: Node) -> bool:
         """Whether `node` is a view of `source`, or may be one."""
         if tensor_argument(node) is not source:

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from .axes import Atom, Axes
 from .graph_view import GraphView
-from .normal_form import Cursor, peel
+from .normal_form import Cursor, peel, step_back
 from .site import Rows
 from .slices import slices
 
@@ -35,18 +35,28 @@ class Trace:
         return Rows(sympy.S.Zero, shape[dims[0]]) if len(dims) == 1 and len(self.cursor.axes[dims[0]]) == 1 else None
 
 
-def trace(view: GraphView, cursor: Cursor, *, factors: bool = False) -> Iterator[Trace]:
-    """Steps back from a cursor through value-keeping operations and slices of whole axes, the start included."""
+def trace(
+    view: GraphView, cursor: Cursor, *, factors: bool = False, until: Node | None = None
+) -> Iterator[Trace]:
+    """Steps back from a cursor through value-keeping operations and slices of whole axes, the start included.
+
+    Goes no further than `until`, which may be a copy that is written: its value is not that of what was copied.
+    """
     state: Trace | None = Trace(cursor, {})
     while state is not None:
         yield state
+        if state.node is until:
+            return
         step = peel(state.cursor, view, factors=factors)
+        if step is None and until is not None:  # what was taken out of it: who asks looks at its writes
+            back = step_back(state.cursor, view, factors=factors)
+            step = back if back is not None and view.root(back.node) is until else None
         state = replace(state, cursor=step) if step is not None else _sliced(view, state)
 
 
-def landing(view: GraphView, cursor: Cursor, *, factors: bool = False) -> Trace:
+def landing(view: GraphView, cursor: Cursor, *, factors: bool = False, until: Node | None = None) -> Trace:
     """The last step of `trace`."""
-    *_, last = trace(view, cursor, factors=factors)
+    *_, last = trace(view, cursor, factors=factors, until=until)
     return last
 
 

@@ -56,6 +56,6 @@ def full_index(index: object, shape: tuple[sympy.Expr, ...], view: GraphView) ->
 
 
 def _is_full(item: slice, size: sympy.Expr, view: GraphView) -> bool:
-    starts = item.start is None or view.expr(item.start) == 0
+    starts = item.start is None or view.facts.equal(view.expr(item.start), sympy.S.Zero)
     stops = item.stop is None or view.facts.le(size, view.expr(item.stop))
     return starts and stops and item.step in (None, 1)
