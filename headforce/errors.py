@@ -241,6 +241,10 @@ CATALOGUE: dict[str, Entry] = {
         "A cache is written after the slice that attention reads was taken.",
         "Roll, append, then slice and attend.",
     ),
+    "HF-CACHE-COMMIT": Entry(
+        "Attention reads a copy of the cache, and the cache itself is not changed as the copy is.",
+        "Do to the cache what was done to the copy, in the same graph; a pass that keeps nothing has no history to own.",
+    ),
     "HF-CACHE-UNREAD": Entry(
         "The graph writes what looks like a cache, but no attention call in it reads that cache.",
         "Find the graph break between write and attention (explain() lists them), or the attention that is not known.",

@@ -167,6 +167,36 @@ def append_copy(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor,
     return cache["k"].narrow(1, 0, end), cache["v"][:, :end]
 
 
+def append_sink_and_window(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor, Tensor]:
+    """Sink and newest rows of one buffer, joined."""
+    append(k, v, cache, start)
+    return _sink_and_window(cache, cache["held"])
+
+
+def deferred(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor, Tensor]:
+    """A copy takes the writes; the cache itself gets them afterwards (LongLive)."""
+    copy = {"k": cache["k"].clone(), "v": cache["v"].clone(), "held": cache["held"], "seen": cache["seen"]}
+    read = append(k, v, copy, start)
+    append(k, v, cache, start)
+    return read
+
+
+def deferred_sink_and_window(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor, Tensor]:
+    """The same, and attention reads sink and newest rows of the copy, joined."""
+    copy = {"k": cache["k"].clone(), "v": cache["v"].clone(), "held": cache["held"], "seen": cache["seen"]}
+    append(k, v, copy, start)
+    read = _sink_and_window(copy, copy["held"])
+    append(k, v, cache, start)
+    return read
+
+
+def _sink_and_window(cache: Cache, end: int) -> tuple[Tensor, Tensor]:
+    sink = 2 * TOKENS
+    low = max(sink, end - (CAPACITY_FRAMES - 3) * TOKENS)
+    keys, values = (torch.cat([cache[n][:, :sink], cache[n][:, low:end]], dim=1) for n in ("k", "v"))
+    return keys, values
+
+
 def append_heads_first(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor, Tensor]:
     """A cache [B, H, C, D]."""
     end = start + k.shape[1]
@@ -201,6 +231,9 @@ PROTOCOLS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], str]] = {
     "append_short_window": (append_short_window, "append"),
     "append_copy": (append_copy, "append"),
     "append_heads_first": (append_heads_first, "append"),
+    "append_sink_and_window": (append_sink_and_window, "append"),
+    "deferred": (deferred, "append"),
+    "deferred_sink_and_window": (deferred_sink_and_window, "append"),
     "cat_past": (cat_past, "cat"),
     "cat_window": (cat_window, "cat"),
     "cat_sink_and_window": (cat_sink_and_window, "cat"),

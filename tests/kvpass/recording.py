@@ -113,6 +113,7 @@ def check_site(report: SiteReport, site: Site, args, caches, seen, angles=None) 
             expected = torch.cat([past, new], dim=1)
             assert rows["append"] == (past.shape[1], expected.shape[1])
         parts = [[report.binder.evaluate(e, args) for e in part] for part in form.segments]
+        rows["segments"] = [tuple(part) for part in parts]
         history.append(torch.cat([expected[:, a:b] for a, b in parts], dim=1).to(form.read_dtype))
     if form.keys_rotated == "after":
         start = report.binder.evaluate(site.rope.key_start, args)

@@ -36,8 +36,8 @@ class Side:
 
     Attributes:
         difference: the largest difference from the unmodified videos over their largest value. held: bytes of K and V.
-        graphs: compiled. late: graphs compiled for the second video. breaks: graph breaks. launches: of each layer in
-            each pass. sites: of the graphs, by verdict.
+        graphs: compiled. late: graphs compiled for the second video. breaks: graph breaks. launches: of each layer
+            with the newest caches, in videos. misses: launches without a policy. sites: of the graphs, by verdict.
     """
 
     name: str
@@ -46,7 +46,8 @@ class Side:
     graphs: int
     late: int
     breaks: int
-    launches: float
+    launches: list[float]
+    misses: int
     sites: dict[str, int]
 
 
@@ -91,6 +92,7 @@ def _side(name: str, run: Run, session: Session, eager: list[Tensor], chunks: in
     graphs = session.report.graphs
     second = run.video(2, chunks)
     errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip((first, second), eager, strict=True)]
+    newest = session.cache_sets[-1]  # some pipelines make their caches anew for every video
     report = session.report
     return Side(
         name=name,
@@ -99,7 +101,8 @@ def _side(name: str, run: Run, session: Session, eager: list[Tensor], chunks: in
         graphs=report.graphs,
         late=report.graphs - graphs,
         breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
-        launches=sum(session.launches) / len(session.launches) / (2 * chunks * run.passes),
+        launches=[layer.launches / (chunks * run.passes) for layer in newest.layers],
+        misses=session.misses,
         sites={verdict: report.count(verdict) for verdict in ("rewritten", "refused", "excluded")},
     )
 

@@ -1,0 +1,58 @@
+"""What stands in for tensors of one element and for the frame grid in models of the Wan family."""
+
+from __future__ import annotations
+
+import math
+import types
+
+import torch
+
+from headforce.kvpass.capture.boxes import BoxedDictCache, IndexBox
+from headforce.kvpass.capture.grid import MATH, Grid
+from headforce.kvpass.capture.patches import patched
+
+
+def test_a_grid_is_read_as_the_model_reads_grid_sizes() -> None:
+    tensor = torch.tensor([[3, 4, 6], [3, 4, 6]])
+    grid = Grid(2, (3, 4, 6))
+    assert grid.tolist() == tensor.tolist()
+    assert MATH.prod(grid[0][1:]).item() == math.prod(tensor[0][1:]).item() == 24
+    assert [row.sizes for row in grid] == [(3, 4, 6)] * 2
+    assert MATH.prod([2, 3], start=2) == 12
+    assert MATH.ceil(1.5) == 2
+
+
+def test_index_boxes_replace_tensors_and_give_them_back() -> None:
+    cache = {"k": torch.zeros(1), "v": torch.zeros(1), "global_end_index": torch.tensor([5])}
+    cache["local_end_index"] = torch.tensor([4])
+    layer = BoxedDictCache(cache, adopted=False)
+    assert not layer.is_empty()
+    layer.replace(torch.ones(1), torch.ones(1))
+    assert isinstance(cache["global_end_index"], IndexBox)
+    cache["global_end_index"].fill_(7)
+    assert cache["global_end_index"].item() == 7
+    cache["local_end_index"] = torch.tensor([0])  # a pipeline that starts anew
+    BoxedDictCache(cache, adopted=True)
+    assert isinstance(cache["local_end_index"], IndexBox)
+    layer.give_back(torch.zeros(1), torch.zeros(1))
+    assert torch.equal(cache["global_end_index"], torch.tensor([7]))
+
+
+def test_patches_are_counted() -> None:
+    module = types.ModuleType("headforce_patched")
+    module.name = "original"
+    first, second = (patched(vars(module), "name", value) for value in ("shim", "another shim"))
+    first.__enter__()
+    second.__enter__()
+    assert module.name == "shim"
+    first.__exit__(None, None, None)
+    assert module.name == "shim"
+    second.__exit__(None, None, None)
+    assert module.name == "original"
+
+
+def test_a_name_that_was_not_there_is_taken_away_again() -> None:
+    namespace = {}
+    with patched(namespace, "name", "shim"):
+        assert namespace == {"name": "shim"}
+    assert namespace == {}
