@@ -24,8 +24,9 @@ def test_sink_and_window_of_one_buffer(protocol):
     sites = [report.found[0] for report in recorder.reports]
     # The first graphs see a sink that ends with the new rows; the window has none of its own yet.
     assert {len(site.cache.segments) for site in sites} == {1, 2}
+    sink = (0, SINK * TOKENS)
     assert [call["segments"] for call in calls] == [
-        [(0, e * TOKENS)] if e == 2 else [(0, SINK * TOKENS), (max(SINK, e - WINDOW) * TOKENS, e * TOKENS)] for e in ends
+        [sink] if end == SINK else [sink, (max(SINK, end - WINDOW) * TOKENS, end * TOKENS)] for end in ends
     ]
 
 

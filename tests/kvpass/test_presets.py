@@ -91,3 +91,30 @@ def test_a_missing_segment_shows():
                 lane.memory.stores["select"] = tuple(unit.newest(len(unit) - 1) for unit in units)
     assert errors[0] < 1e-5
     assert max(errors) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["deep_forcing", "deep_forcing, tokens"])
+def test_v12_noisy_passes_leave_nothing(name):
+    """A clean pass gives the same, bit for bit, whatever passes went before it, also where queries decide."""
+    model, config = wan(sink_size=1), wan(sink_size=1).config
+    drawn = torch.Generator().manual_seed(3)
+    size = (1, config.channels, 3, config.latent_height, config.latent_width)
+    clean = [torch.randn(size, generator=drawn) for _ in range(6)]
+    sides = []
+    for timesteps in ((1000.0, 625.0, 0.0), (0.0,)):
+        with headforce.prepare(model, policy=POLICIES[name], verify="plan") as session:
+            compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
+            caches = example.allocate_kv_cache(config), example.allocate_crossattn_cache(config)
+            flows = []
+            for i, x in enumerate(clean):
+                for t in timesteps:
+                    seen = x if t == 0 else torch.randn(size, generator=torch.Generator().manual_seed(int(t) + i))
+                    with torch.no_grad():
+                        flow = compiled(
+                            seen, torch.full((1, 3), t), text(config), *caches, 3 * i * config.tokens_per_frame
+                        )
+                flows.append(flow)
+            sides.append((flows, [lane.held for lane in session.cache_sets[0].stream.lanes]))
+    assert all(map(torch.equal, sides[0][0], sides[1][0]))
+    assert sides[0][1] == sides[1][1]
+    assert any(held.get("select") for held in sides[0][1])
