@@ -6,10 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .breaks import Break
 from .layers import PassFacts
 from .site import Refusal, Site
 
-JSON_VERSION = 1
+JSON_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Explanation:
 
     Attributes:
         model: the class of the model. family: the adapter that knows it, or None. prepared: the session's mode or None.
-        graphs: graphs of the call. breaks: reasons of graph breaks.
+        graphs: graphs of the call. breaks: where a graph ended and why.
         sites: every attention call. outlook: what a policy would make of it, if one was given and a site was found.
     """
 
@@ -164,7 +165,7 @@ class Explanation:
     family: str | None
     prepared: str | None
     graphs: int
-    breaks: tuple[str, ...]
+    breaks: tuple[Break, ...]
     sites: tuple[SiteFacts, ...]
     outlook: Outlook | None
 
@@ -183,7 +184,7 @@ class Explanation:
         lines = [
             f"{self.model}, {family}{state}",
             f"{_counted(self.graphs, 'graph')}, {_counted(len(self.breaks), 'graph break')}; attention calls: {counts}",
-            *(f"graph break: {reason.splitlines()[0]}" for reason in self.breaks),
+            *(f"graph break: {found}" for found in self.breaks),
         ]
         said: set[tuple[str, ...]] = set()
         for site in self.sites:

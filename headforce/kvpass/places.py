@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
 
 import torch
 from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _ROOT = re.compile(r"^L(\['[^']*'\]|__\w+)?\.?")
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_PYTHON = os.path.abspath(sysconfig.get_path("stdlib")) + os.sep
+_PACKAGES = ("site-packages", "dist-packages")  # where others' packages lie in Python's own folder
 
 
 def module_path(node: Node) -> str:
@@ -26,10 +29,22 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """file:line of the innermost frame outside torch; empty if the graph does not say."""
-    frames = [m.group("file", "line") for m in _FRAME.finditer(node.meta.get("stack_trace") or "")]
-    own = [f for f in frames if not os.path.abspath(f[0]).startswith(_TORCH + os.sep)] or frames
+    """file:line of the innermost frame of the model's own code; empty if the graph does not say."""
+    return own_line(node.meta.get("stack_trace") or "")
+
+
+def own_line(traceback: str) -> str:
+    """file:line of the innermost frame in a traceback that is neither torch's nor Python's; of the innermost at all if
+    there is none, and empty without frames."""
+    frames = [m.group("file", "line") for m in _FRAME.finditer(traceback)]
+    own = [frame for frame in frames if not _is_foreign(frame[0])] or frames
     return ":".join(own[-1]) if own else ""
+
+
+def _is_foreign(file: str) -> bool:
+    path = os.path.abspath(file)
+    python_s = path.startswith(_PYTHON) and not any(name in path for name in _PACKAGES)
+    return path.startswith(_TORCH) or python_s
 
 
 def unique(names: list[str]) -> list[str]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy
 import torch
+import torch._functorch.predispatch
 from torch._guards import detect_fake_mode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
@@ -20,6 +22,17 @@ SDPA_TARGETS: frozenset[Any] = frozenset(
     {torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention}
 )
 """What Dynamo writes for `F.scaled_dot_product_attention` (the builtin, or its public name)."""
+
+VMAP_NESTING: frozenset[Any] = frozenset(
+    getattr(torch._functorch.predispatch, name)
+    for name in ("lazy_load_decompositions", "_vmap_increment_nesting", "_vmap_decrement_nesting")
+)
+"""What Dynamo writes around the body of a `torch.vmap`: they change a level that the functions below count on."""
+
+VMAP_FUNCTIONS: frozenset[Any] = frozenset(
+    getattr(torch._functorch.predispatch, name) for name in ("_add_batch_dim", "_remove_batch_dim")
+)
+"""How a tensor enters and leaves a `torch.vmap` in a graph."""
 
 NN_HOME = torch._C._nn
 """The module that holds builtins such as `linear`, which Dynamo writes in place of the public names."""
@@ -93,6 +106,18 @@ def real_tensors() -> Any:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()
+
+
+@contextlib.contextmanager
+def vmap_levels() -> Iterator[None]:
+    """Takes back the levels of `torch.vmap` that were entered inside and not left, because of an error or a cut."""
+    functions = torch._C._functorch
+    before = functions.maybe_current_level()
+    try:
+        yield
+    finally:
+        while functions.maybe_current_level() not in (before, None):
+            functions._vmap_decrement_nesting()
 
 
 def is_higher_order(target: Any) -> bool:
@@ -253,3 +278,34 @@ def compiled_in_place(module: torch.nn.Module) -> tuple[Any]:
 def compile_in_place(module: torch.nn.Module, before: tuple[Any]) -> None:
     """Puts back what `compiled_in_place` gave."""
     (module._compiled_call_impl,) = before
+
+
+@contextlib.contextmanager
+def graph_break_messages() -> Iterator[list[str]]:
+    """What Dynamo says about each graph break inside, as `TORCH_LOGS=graph_breaks` does. Its warnings are held back.
+
+    The first message about a place has a traceback; those after it do not.
+    """
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    breaks = logging.getLogger("torch._dynamo.symbolic_convert.__graph_breaks")
+    general = logging.getLogger("torch._dynamo")
+    before = breaks.level, breaks.propagate, general.level
+    breaks.addHandler(listener)
+    breaks.setLevel(logging.DEBUG)
+    breaks.propagate = False
+    general.setLevel(logging.ERROR)
+    torch._dynamo.utils.reset_graph_break_dup_checker()
+    try:
+        yield said
+    finally:
+        breaks.removeHandler(listener)
+        breaks.setLevel(before[0])
+        breaks.propagate = before[1]
+        general.setLevel(before[2])
+
+
+def without_recompile_limit() -> Any:
+    """A context in which Dynamo compiles every variant of a graph instead of running the model as it is after a few."""
+    return torch._dynamo.config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)
