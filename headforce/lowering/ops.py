@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ..kernels import reference
 from .targets import find_target
+from .watch import Launch, watcher
 
 
 @torch.library.custom_op("headforce::write_pages", mutates_args=("k_pool", "v_pool"))
 def write_pages(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor) -> None:
     """Writes the chunk's keys and values, [B, S, H, D] each, into its pages. See `kernels.reference.write_pages`."""
     reference.write_pages(key, value, k_pool, v_pool, pages.flatten())
+    if (by := watcher()) is not None:
+        by.wrote(key, value, k_pool, v_pool, pages)
 
 
 @write_pages.register_fake
@@ -57,7 +60,11 @@ def ragged_attention(
     target: str,
 ) -> Tensor:
     """Attention of every head over its own rows, [B, S, H, Dv]. See `kernels.reference.ragged_attention`."""
-    return find_target(target)(query, key, value, reads, runs, theta, first_pair, style, scale)
+    launch = Launch(query, key, value, reads, runs, theta, first_pair, style, scale)
+    result = find_target(target)(*launch)
+    if (by := watcher()) is not None:
+        by.attended(launch, result)
+    return result
 
 
 @ragged_attention.register_fake
@@ -97,8 +104,12 @@ def rotate_and_write(
     if runs_kernels(query.device):
         from .rotate_and_write import rotate_and_write as launched  # lazy: a machine without triton has the reference
 
-        return launched(*arguments)
-    return reference.rotate_and_write(*arguments)
+        turned = launched(*arguments)
+    else:
+        turned = reference.rotate_and_write(*arguments)
+    if (by := watcher()) is not None:
+        by.wrote(reference.rotated(key, key_turn, style), value, k_pool, v_pool, pages)
+    return turned
 
 
 @rotate_and_write.register_fake

@@ -17,8 +17,8 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from ..errors import HeadforceError
+from ..kernels.budget import Budget, budget_of
 from ..kernels.config import TUNING, Config, architecture_of, candidates, tuning_entry
-from ..kernels.reference import ragged_attention
 from ..kernels.rotation import INTERLEAVED
 from .attention import HOPPER, HOPPER_WIDTHS, PORTABLE, attention
 
@@ -81,7 +81,7 @@ def tune(
         clock: the time of a call in milliseconds.
     """
     arguments = problem.arguments(device)
-    limit, exact, sampled = _budget(arguments)
+    budget, sampled = _budget(arguments)
     trials = []
     for config in candidates(kernel, architecture, problem.width, problem.dtype):
 
@@ -89,12 +89,12 @@ def tune(
             return attention(*arguments, kernel=kernel, config=config)[0]
 
         try:
-            error = float((run()[:, sampled].double() - exact).abs().max())
+            error = budget.error(run()[:, sampled])
         except (HeadforceError, TritonError) as failure:  # it does not fit, or does not compile
             trials.append(Trial(config, None, str(failure).splitlines()[0]))
             continue
-        if not error <= limit:
-            trials.append(Trial(config, None, f"error {error:.1e}, of {limit:.1e} that is allowed"))
+        if error > budget.limit:
+            trials.append(Trial(config, None, f"error {error:.1e}, of {budget.limit:.1e} that is allowed"))
             continue
         trials.append(Trial(config, clock(run)))
     return sorted(trials, key=lambda trial: float("inf") if trial.ms is None else trial.ms)
@@ -128,14 +128,10 @@ def record(kernel: str, architecture: str, problem: Problem, best: Trial, where:
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
-def _budget(arguments: tuple[Any, ...]) -> tuple[float, Tensor, Tensor]:
-    """The error that is allowed, and attention in float64 of some query rows: see `docs/kernels.md`."""
+def _budget(arguments: tuple[Any, ...]) -> tuple[Budget, Tensor]:
+    """What some query rows of the problem owe, and which rows these are."""
     query, key, value, reads, *rest = arguments
     rows = torch.linspace(0, query.shape[1] - 1, SAMPLED, device=query.device).long()
     some = reads.clone()
     some[:, 3] = SAMPLED
-    query = query[:, rows]
-    exact = ragged_attention(query.double(), key, value, some, *rest)
-    plain = ragged_attention(query, key, value, some, *rest).double()
-    rounding = torch.finfo(query.dtype).eps + 16 * torch.finfo(torch.float32).eps
-    return float(2 * (plain - exact).abs().max() + rounding * exact.abs().max()), exact, rows
+    return budget_of(query[:, rows], key, value, some, *rest), rows

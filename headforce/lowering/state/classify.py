@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.attention_mass import attention_mass
+from ...kernels.attention_statistics import attention_statistics
 from ...policy.classify import Classify
 from ..pool import PagePool
 from .turning import Turning
@@ -43,13 +43,14 @@ def masses(
         rows = torch.arange(query.shape[1], device=query.device)
         tables = _tables(pool, layer, query.shape[1], classify)
         theta, pairs = turning.theta.to(query.device), (turning.first_pair, turning.style)
-        found.append(attention_mass(query, pool.k, *tables, 3, rows, theta, *pairs, scale, block=1024).mean(dim=0))
+        sums = attention_statistics(query, pool.k, *tables, 3, rows, theta, *pairs, scale, block=1024)
+        found.append(sums.mass[:, :, 0].mean(dim=0))
     first, middle = torch.stack(found)[..., :CURRENT].movedim(-1, 0).tolist()
     return first, middle
 
 
 def _tables(pool: PagePool, layer: int, rows: int, classify: Classify) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads, runs and columns of one layer, a run for each frame, for `rows` kept query rows; see `attention_mass`."""
+    """Reads, runs and columns of one layer, a run for each frame, for `rows` kept query rows; see `attention_statistics`."""
     stream, regions, size = pool.stream, pool.regions, pool.shape.rows
     assert stream.chunk is not None
     assert stream.plan is not None

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HeadforceError
-from ..policy import BoundPolicy, Chunk, FrameSet, HeadRule, Warmup, oracle
-from ..policy.memory import Record
-from ..policy.parts import Content
-from ..policy.switch import Amended
-from .lane import Lane
-from .plan import ChunkPlan, HeadPlan
-from .slots import SlotMap
-from .stream import Stream
+from ...errors import HeadforceError
+from ...policy import BoundPolicy, Chunk, FrameSet, HeadRule, Warmup, oracle
+from ...policy.memory import Record
+from ...policy.parts import Content
+from ...policy.switch import Amended
+from ..lane import Lane
+from ..plan import ChunkPlan, HeadPlan
+from ..slots import SlotMap
+from ..stream import Stream
 
 if TYPE_CHECKING:
-    from .pool import PagePool
+    from ..pool import PagePool
 
 
 def check_plan(stream: Stream) -> None:

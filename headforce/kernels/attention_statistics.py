@@ -1,4 +1,4 @@
-"""Where the attention of every head goes: its softmax probability, summed over groups of its rows.
+"""Where the attention of every head goes, summed over groups of its key rows: probability, scores and entropy.
 
 The same softmax as `reference.ragged_attention`, of which only sums are wanted, for a sample of the query rows. It is
 computed over blocks of keys, so that no matrix of all rows by all keys exists at any time, and it stays on the device:
@@ -8,6 +8,7 @@ the host learns nothing of queries and keys.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,22 @@ Member = tuple[int, int, tuple[int, ...]]
 """What they need not have in common: batch, head, and of every run its first row."""
 
 
+class Statistics(NamedTuple):
+    """Means over the sampled query rows of a group, float32 [B, H, groups, columns] each.
+
+    Attributes:
+        mass: the probability on the rows of a column.
+        logit: the score before softmax, averaged over the rows of a column; zero for a column without rows.
+        entropy: what the rows of a column add to the entropy, -sum(p log p) in nats.
+    """
+
+    mass: Tensor
+    logit: Tensor
+    entropy: Tensor
+
+
 @torch.no_grad()
-def attention_mass(
+def attention_statistics(
     query: Tensor,
     key: Tensor,
     reads: Tensor,
@@ -36,8 +51,9 @@ def attention_mass(
     style: str,
     scale: float,
     block: int = 4096,
-) -> Tensor:
-    """The share of every head's attention that falls on each of `count` columns of its rows.
+    groups: int = 1,
+) -> Statistics:
+    """What falls on each of `count` columns of the rows that a head reads.
 
     Args:
         query: [B, S, H, D], rotated at the query's own frame.
@@ -51,10 +67,10 @@ def attention_mass(
             twice counts twice.
         theta, first_pair, style, scale: as for `reference.ragged_attention`.
         block: at most so many key rows at a time.
+        groups: the sampled rows are so many groups of equal size, one after the other.
 
-    Returns float32 [B, H, count]: the mean over the sampled rows of the probability in every column. A sampled row
-    that no read of the head covers has none, so heads without reads are zero. Computed in float32, or in float64 for
-    a float64 query.
+    A sampled row that no read of the head covers counts as zero. Computed in float32, or in float64 for a float64
+    query.
 
     `reads`, `runs` and `columns` are read on the host and should be there. Everything else is on the device of the
     query and the host does not wait for it: a sampled row outside a read is masked and not left out. Heads whose
@@ -62,10 +78,10 @@ def attention_mass(
     any time. Nothing is remembered for a gradient.
     """
     compute, device = torch.promote_types(query.dtype, torch.float32), query.device
-    heads = query.shape[2]
+    heads, room = query.shape[2], max(len(sampled), groups)
     rates = theta.to(device, torch.float64)
     picked = query.index_select(1, sampled)
-    mass = torch.zeros(query.shape[0] * heads, count, dtype=compute, device=device)
+    found = torch.zeros(3, query.shape[0] * heads, groups, count, dtype=compute, device=device)
     for (query_row, query_rows, kind), members in _alike(reads, runs, columns).items():
         own = torch.stack([picked[batch, :, head] for batch, head, _ in members]).to(compute) * scale
         keys = [head_rows(key, batch, head, heads) for batch, head, _ in members]
@@ -73,21 +89,60 @@ def attention_mass(
         lengths, shifts, column = torch.tensor(kind).unbind(-1)
         run_of_row = torch.arange(len(kind)).repeat_interleave(lengths).to(device, non_blocking=True)
         angles = shifts[:, None].to(device, torch.float64, non_blocking=True) * rates
-        # The last column counts every row: it is the denominator of the others.
+        # The last column counts every row: its probability is the denominator of the others.
         counted = torch.cat((column[:, None] == torch.arange(count), torch.ones(len(kind), 1)), dim=-1)
+        rows_of = (counted[:, :count] * lengths[:, None]).sum(0).clamp(min=1).to(device, compute, non_blocking=True)
         counted = counted.to(device, compute, non_blocking=True)
-        peak = own.new_full((*own.shape[:2], 1), -torch.inf)
-        total = own.new_zeros(*own.shape[:2], count + 1)
+        sums = _Sums(own, count)
         for here, pieces in _blocks([rows for rows, *_ in kind], block):
             k, runs_here = _gathered(keys, first_rows, pieces).to(compute), run_of_row[here]
             if any(kind[run][1] for run, *_ in pieces):
                 k = turn(k, angles.index_select(0, runs_here), first_pair, style)
-            total, peak = _add_block(total, peak, own @ k.mT, counted.index_select(0, runs_here))
+            sums.add(own, k, counted.index_select(0, runs_here))
         inside = (sampled >= query_row) & (sampled < query_row + query_rows)
-        share = (total[..., :count] / total[..., count:]).where(inside[:, None], 0.0).sum(1)
+        each = torch.stack(sums.finish(own, rows_of)).where(inside[:, None], 0.0)
+        by_group = each.unflatten(2, (groups, -1)).sum(3) if len(sampled) else found.new_zeros(3, len(own), groups, count)
         cells = torch.tensor([batch * heads + head for batch, head, _ in members])
-        mass.index_add_(0, cells.to(device, non_blocking=True), share)
-    return (mass / max(len(sampled), 1)).to(torch.float32).unflatten(0, (-1, heads))
+        found.index_add_(1, cells.to(device, non_blocking=True), by_group)
+    return Statistics(*(found * (groups / room)).to(torch.float32).unflatten(1, (-1, heads)))
+
+
+class _Sums:
+    """The sums of one kind of heads over the blocks of their keys so far.
+
+    Attributes:
+        weight: [heads, R, count + 1], exp(score - peak). spread: the same of exp(score - peak) * (peak - score).
+        key: [heads, count, D], the keys themselves. peak: [heads, R, 1], the highest score.
+    """
+
+    def __init__(self, own: Tensor, count: int) -> None:
+        self.peak = own.new_full((*own.shape[:2], 1), -torch.inf)
+        self.weight = own.new_zeros(*own.shape[:2], count + 1)
+        self.spread = torch.zeros_like(self.weight)
+        self.key = own.new_zeros(len(own), count, own.shape[-1])
+
+    def add(self, own: Tensor, k: Tensor, counted: Tensor) -> None:
+        """One more block: the scaled query rows [heads, R, D], its keys [heads, rows, D], and `counted` [rows, count +
+        1], 1 where a row counts to a sum. Its scores exist once: each step overwrites them."""
+        scores = own @ k.mT
+        peak = torch.maximum(self.peak, scores.amax(-1, keepdim=True))
+        weights = scores.sub_(peak).exp_()
+        # The first block has no peak before it, and nothing to be scaled.
+        fallen = torch.where(self.peak.isinf(), 0.0, peak - self.peak)
+        decay = fallen.neg().exp_()
+        self.spread = (self.spread + fallen * self.weight) * decay
+        self.weight = self.weight * decay + weights @ counted
+        self.spread += torch.special.entr(weights, out=weights) @ counted
+        self.key += counted[:, :-1].T @ k
+        self.peak = peak
+
+    def finish(self, own: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mass, mean logit and entropy of every sampled row, [heads, R, count] each; `rows` [count] of the columns."""
+        total = self.weight[..., -1:]
+        mass = self.weight[..., :-1] / total
+        # Scores are linear in the keys, so their mean is the score of the mean key.
+        logit = own @ (self.key / rows[:, None]).mT
+        return mass, logit, self.spread[..., :-1] / total + mass * total.log()
 
 
 def _alike(reads: Tensor, runs: Tensor, columns: Tensor) -> dict[Kind, list[Member]]:
@@ -129,16 +184,3 @@ def _gathered(
         for run, first, last in pieces
     ]
     return torch.cat(parts).unflatten(0, (len(keys), -1))
-
-
-def _add_block(total: Tensor, peak: Tensor, scores: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums and peaks with those of one more block of keys; the scores are overwritten, so that they exist once.
-
-    Args:
-        total: [heads, R, count + 1], the sums of exp(score - peak) so far. peak: [heads, R, 1], the highest score so
-            far, -inf at first.
-        scores: [heads, R, rows] of the block. counted: [rows, count + 1], 1 where a row counts to a sum.
-    """
-    higher = torch.maximum(peak, scores.amax(-1, keepdim=True))
-    weights = scores.sub_(higher).exp_()
-    return total * (peak - higher).exp_() + weights @ counted, higher
