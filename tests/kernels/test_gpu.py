@@ -13,7 +13,7 @@ from headforce.kernels.reference import ragged_attention, rotate_and_write
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.attention import HOPPER, PORTABLE, attention
 from headforce.lowering.targets import find_target
-from tests.lowering.rig import Rig, check, mixed
+from headforce.testing.rig import Rig, check, mixed
 
 from .chunks import chunk
 

@@ -14,7 +14,7 @@ from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.attention import HOPPER, PORTABLE, attention
 from headforce.lowering.targets import check_rows
 from headforce.policy import Policy, parse_rule
-from tests.lowering.rig import Rig, check
+from headforce.testing.rig import Rig, check
 from tests.lowering.test_parts import MERGE, SELECT, Parts
 
 from . import test_hopper_attention

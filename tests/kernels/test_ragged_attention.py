@@ -19,7 +19,7 @@ from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
 from headforce.policy import Chunk
-from tests.lowering.rig import Rig, check, mixed
+from headforce.testing.rig import Rig, check, mixed
 from tests.lowering.test_operands import Operands, example
 from tests.lowering.test_targets import LOW, rigs
 

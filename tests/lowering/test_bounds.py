@@ -10,7 +10,7 @@ from headforce.kernels.rotation import INTERLEAVED
 from headforce.lowering.attention import attention
 from headforce.lowering.bounds import check_bounds
 
-from .rig import Rig, mixed
+from headforce.testing.rig import Rig, mixed
 
 SIZES = {"batch": 1, "heads": 5, "tokens": 9, "rows": 0}
 

@@ -20,7 +20,7 @@ from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, HeadMemory, Policy, StoreOp, parse_rule, policy_op
 from headforce.testing.strategies import novel_by, rules
 
-from .rig import DOUBLE, Rig, turned
+from headforce.testing.rig import DOUBLE, Rig, turned
 
 LAYERS, HEADS, TOKENS, WIDTH = 2, 2, 3, 8
 TIME, SPACE = 2, 2

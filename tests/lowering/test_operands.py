@@ -15,7 +15,7 @@ from headforce.lowering.verify import check_operands
 from headforce.policy import Chunk, FrameSet, Policy, Warmup, oracle, parse_rule
 from headforce.testing.strategies import policies
 
-from .rig import DOUBLE, attend, turned
+from headforce.testing.rig import DOUBLE, attend, turned
 from .test_ops import CHECKS
 
 LAYERS, HEADS = 2, 4

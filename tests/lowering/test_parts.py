@@ -20,7 +20,7 @@ from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, Policy, Warmup, load_ops, oracle, parse_rule
 
 from ..kvpass.presets import PRESETS
-from .rig import DOUBLE, Rig, turned
+from headforce.testing.rig import DOUBLE, Rig, turned
 
 HEIGHT, WIDTH, TIME, SPACE = 4, 6, 2, 2
 TOKENS = HEIGHT * WIDTH

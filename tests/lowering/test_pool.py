@@ -13,7 +13,7 @@ from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, Policy, parse_rule
 from headforce.testing.strategies import decide_by, novel_by, policies
 
-from .rig import Rig
+from headforce.testing.rig import Rig
 
 LAYERS, HEADS, ROWS = 2, 3, 2
 NATIVE = parse_rule("sink(1) | span(7)")

@@ -10,7 +10,7 @@ from headforce.lowering.stream import Event
 from headforce.policy import Cut, Flush, KeepAll, Policy, Recache, Warmup, parse_answer, parse_rule
 from headforce.testing.strategies import rules
 
-from .rig import DOUBLE
+from headforce.testing.rig import DOUBLE
 from .test_parts import MERGE, SELECT, Parts
 
 RULES = {

@@ -12,7 +12,7 @@ from headforce.lowering.targets import find_target, load_targets
 from headforce.policy import Policy, parse_rule
 from headforce.testing.strategies import novel_by, policies
 
-from .rig import Rig, check, mixed, turned
+from headforce.testing.rig import Rig, check, mixed, turned
 
 LAYERS, HEADS = 2, 3
 NATIVE = parse_rule("sink(1) | span(7)")
