@@ -101,7 +101,9 @@ def attention_statistics(
             sums.add(own, k, counted.index_select(0, runs_here))
         inside = (sampled >= query_row) & (sampled < query_row + query_rows)
         each = torch.stack(sums.finish(own, rows_of)).where(inside[:, None], 0.0)
-        by_group = each.unflatten(2, (groups, -1)).sum(3) if len(sampled) else found.new_zeros(3, len(own), groups, count)
+        by_group = (
+            each.unflatten(2, (groups, -1)).sum(3) if len(sampled) else found.new_zeros(3, len(own), groups, count)
+        )
         cells = torch.tensor([batch * heads + head for batch, head, _ in members])
         found.index_add_(1, cells.to(device, non_blocking=True), by_group)
     return Statistics(*(found * (groups / room)).to(torch.float32).unflatten(1, (-1, heads)))

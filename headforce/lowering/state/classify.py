@@ -50,7 +50,7 @@ def masses(
 
 
 def _tables(pool: PagePool, layer: int, rows: int, classify: Classify) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads, runs and columns of one layer, a run for each frame, for `rows` kept query rows; see `attention_statistics`."""
+    """Reads, runs and columns of one layer for `rows` kept query rows, a run for each frame."""
     stream, regions, size = pool.stream, pool.regions, pool.shape.rows
     assert stream.chunk is not None
     assert stream.plan is not None
