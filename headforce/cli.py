@@ -1,4 +1,4 @@
-"""The command line: `headforce plan`, `explain`, `demo`, `kernels`, `tune`, `schema` and `errors`."""
+"""The command line: `headforce plan`, `explain`, `run`, `demo`, `kernels`, `tune`, `schema` and `errors`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 
 from ._version import __version__
 from .errors import HeadforceError
+from .run import cli as run_commands
 
 
 class _Group(click.Group):
@@ -270,3 +271,6 @@ def errors() -> None:
     from .errors_page import markdown
 
     click.echo(markdown(), nl=False)
+
+
+main.add_command(run_commands.run)

@@ -175,6 +175,20 @@ CATALOGUE: dict[str, Entry] = {
         "The demo lacks something that it needs.",
         "It runs the example model of a checkout: `git clone` headforce and run `make demo` in its top folder.",
     ),
+    # Scripts that are run unedited.
+    "HF-RUN-START": Entry(
+        "The command of `headforce run` cannot be started.",
+        "Write it behind --, as it would be written alone: headforce run --policy NAME -- python inference.py ARGS.",
+    ),
+    "HF-RUN-NOTHING": Entry(
+        "A script ran to its end, and no attention in it was rewritten.",
+        "Its model has to be of a family that an adapter knows (docs/extending.md), called with a cache, in Python that "
+        "has headforce installed and reads its environment (no -I or -E), and not inside the script's own torch.compile.",
+    ),
+    "HF-RUN-REFUSED": Entry(
+        "A pass of a script's model was refused, and the script went on and ended as if it had worked.",
+        "The message has the refusal; its output is not what the policy asks for.",
+    ),
     # Shells
     "HF-SHELL-SHAPE": Entry(
         "A cache shell was asked for with a shape that has no elements.",

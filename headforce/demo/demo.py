@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..folder import Folder
 from .checks import run_checks
-from .folder import Folder
 from .measure import measure
 from .pictures import draw_pictures
 from .progress import Progress
@@ -24,7 +24,7 @@ def run_demo(settings: Settings) -> dict[str, Any]:
 
     Raises HF-DEMO if something it needs is missing, and whatever the policy's file or the compiler raise.
     """
-    with Folder(settings.out) as folder, Progress() as progress, ExitStack() as stack:
+    with Folder(settings.out, "HF-DEMO") as folder, Progress() as progress, ExitStack() as stack:
         stack.enter_context(_torch_settings(settings.threads))
         measured = measure(settings, progress, stack)
         report = build_report(measured, run_checks(measured))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..draw import save_bytes, save_reads
-from .folder import Folder
+from ..folder import Folder
 from .history import classes
 from .measure import Measured
 

@@ -21,13 +21,14 @@ from .torch_private import StorageKey, storage_key
 if TYPE_CHECKING:
     from ..lowering.plan import ChunkPlan
     from ..lowering.state.turning import Turning
-    from ..policy import Policy
+    from ..policy import Chunk, Policy
+    from .capture import LayerCache
     from .session import Session
     from .site import Site
 
-PLAIN, OWNED, OBSERVED, VIEW = "plain", "owned", "observed", "view"
-"""The variants of a graph: unchanged; with K and V in our pools; the same, with a sample of the queries kept; and
-reading the model's own cache."""
+PLAIN, OWNED, OBSERVED, VIEW, PROBED = "plain", "owned", "observed", "view", "probed"
+"""The variants of a graph: unchanged; with K and V in our pools; the same, with a sample of the queries kept; reading
+the model's own cache; and unchanged, with attention measured next to it."""
 
 
 def variant_of(mode: str, policy: Policy) -> str:
@@ -108,13 +109,15 @@ class Caches(ABC):
 
     Attributes:
         variant: which variant of a graph runs with them. session: the prepared model they belong to, if one is.
-        layers: one for each cache, in the order of the layers. text_caches: those of cross-attention in the last call.
+        layers: one for each cache, in the order of the layers. caches: the model's own, if it is prepared.
+        text_caches: those of cross-attention in the last call.
         rotation: how keys turn, set when the first site runs.
     """
 
     variant: str
     session: Session | None
     layers: list[Layer]
+    caches: list[LayerCache]
     rotation: Turning | None = None
     text_caches: Sequence[Any] = ()
 
@@ -137,6 +140,11 @@ class Caches(ABC):
 
     @property
     @abstractmethod
+    def chunk(self) -> Chunk | None:
+        """The chunk that is running, or ran last; None before the first, and where no clock is kept."""
+
+    @property
+    @abstractmethod
     def in_use(self) -> bool:
         """False when nobody else refers to any of these caches."""
 
@@ -154,6 +162,19 @@ class Caches(ABC):
         """The rates at which keys turn; none where nothing moves a frame, as kernels then do without rotation."""
         assert self.rotation is not None
         return self.rotation.theta if moves else self.rotation.theta[:0]
+
+    @property
+    @abstractmethod
+    def plan(self) -> ChunkPlan | None:
+        """The plan of the newest chunk."""
+
+    @abstractmethod
+    def tables(self, layer: Layer) -> tuple[Tensor, ...]:
+        """Reads and runs of a layer, and in owned mode the pages of its chunk."""
+
+    @abstractmethod
+    def frames_at(self, layer: Layer, batch: int, head: int, row: int, rows: int) -> str:
+        """In words, what lies in rows [row, row + rows) of a run of this head."""
 
     @abstractmethod
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:

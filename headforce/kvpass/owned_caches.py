@@ -15,8 +15,8 @@ from ..lowering.state.decider import decider
 from ..lowering.state.making import make_parts
 from ..lowering.state.select import check_selections
 from ..lowering.stream import Decider, Event, Stream
-from ..lowering.verify import check_plan, check_tables
-from ..policy import Answer, Rule
+from ..lowering.verify import Contents, check_plan, check_tables, write_plan
+from ..policy import Answer, Chunk, Rule
 from .capture import LayerCache
 from .head_classes import HeadClasses
 from .kept_queries import KeptQueries
@@ -50,6 +50,7 @@ class OwnedCaches(Caches):
         self.pool: PagePool | None = None
         self.heads: HeadClasses | None = None
         self.queries = KeptQueries(len(caches)) if self.variant == OBSERVED else None
+        self.contents = Contents() if session.verify.whole else None
         self._checked: ChunkPlan | None = None
         for cache, (k, v), layer in zip(self.caches, self.shells, self.layers, strict=True):
             cache.replace(k, v)
@@ -59,6 +60,10 @@ class OwnedCaches(Caches):
     @property
     def held_bytes(self) -> int:
         return self.pool.nbytes if self.pool is not None else 0
+
+    @property
+    def chunk(self) -> Chunk | None:
+        return self.stream.chunk if self.stream is not None else None
 
     @property
     def in_use(self) -> bool:
@@ -154,11 +159,22 @@ class OwnedCaches(Caches):
             self.check_remap(self.stream.plan)
             make_parts(self.pool, self.rotation)
             self.pool.update()
-            if self.session.verify:
-                check_plan(self.stream)
-                check_tables(self.pool)
+            if self.session.verify.plans:
+                self._check_plan(native)
             self._checked = self.stream.plan
         layer.ran(facts, evicted)
+
+    @property
+    def plan(self) -> ChunkPlan | None:
+        return self.stream.plan if self.stream is not None else None
+
+    def tables(self, layer: Layer) -> tuple[Tensor, ...]:
+        assert self.pool is not None
+        return self.pool.reads[layer.number], self.pool.runs[layer.number], self.pool.pages[layer.number]
+
+    def frames_at(self, layer: Layer, batch: int, head: int, row: int, rows: int) -> str:
+        assert self.pool is not None
+        return self.pool.frames_at((layer.number, batch, head), row, rows)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Pools and theta, then (reads, runs, pages) of each layer; and what an observed graph takes besides."""
@@ -167,7 +183,7 @@ class OwnedCaches(Caches):
         if self.queries is not None:
             added.append(self.queries.rows)
         for layer in layers:
-            added += [self.pool.reads[layer.number], self.pool.runs[layer.number], self.pool.pages[layer.number]]
+            added += self.tables(layer)
             if self.queries is not None:
                 added.append(self.queries.kept[layer.number])
         return added
@@ -176,6 +192,20 @@ class OwnedCaches(Caches):
         """Whether some key may have to be turned; `switch` can bring that about whatever the policy says."""
         assert self.stream is not None
         return self.session.policy.moves or any(amended.cuts for amended in self.stream.amended.values())
+
+    def _check_plan(self, native: Rule) -> None:
+        assert self.stream is not None
+        assert self.stream.plan is not None
+        assert self.pool is not None
+        try:
+            check_plan(self.stream)
+            check_tables(self.pool)
+        except HeadforceError as error:
+            policy, tables = self.stream.policy, {"reads": self.pool.reads, "runs": self.pool.runs}
+            bound = {"layers": policy.layers, "heads": policy.heads, "batch": self.stream.batch}
+            bound |= {"tokens": self.pool.shape.rows, "native": str(native)}
+            folder = self.session.verify.folder
+            raise write_plan(folder, error, self.session.policy, self.stream.plan, tables, **bound) from None
 
     def _check_native(self, facts: PassFacts, native: Rule) -> None:
         """The adapter's rule for the unmodified model against what the graph shows of it."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import HeadforceError
 from ..lowering.clock import Clock
+from ..lowering.plan import ChunkPlan
 from ..policy import Chunk, FrameSet
 from .capture import LayerCache
 from .layers import VIEW, Caches, Layer, PassFacts, viewed
@@ -50,6 +51,8 @@ class ViewCaches(Caches):
         self._clock = Clock()
         self._tables: list[tuple[Tensor, Tensor]] = [()] * plans.layers  # type: ignore[list-item]
         self._keys = [storage_key(key) for key in keys]
+        self._plan: ChunkPlan | None = None
+        self._lies: tuple[tuple[int, ...], int] = ((), 1)
         for key, other in ((a, b) for a in self._keys for b in (*viewed, *self._keys)):
             if key.overlaps(other):
                 raise HeadforceError(
@@ -65,14 +68,26 @@ class ViewCaches(Caches):
         held = self._held(layer, facts, evicted)
         plan, tables = self.plans.at(chunk, held, facts, site.heads)
         self.check_remap(plan)
+        self._plan, self._lies = plan, ((*held, *chunk.queries), facts.rows)
         self._tables[layer.number] = tuple(table[layer.number] for table in tables)  # type: ignore[assignment]
         layer.ran(facts, evicted)
+
+    @property
+    def plan(self) -> ChunkPlan | None:
+        return self._plan
+
+    def tables(self, layer: Layer) -> tuple[Tensor, ...]:
+        return self._tables[layer.number]
+
+    def frames_at(self, layer: Layer, batch: int, head: int, row: int, rows: int) -> str:
+        frames, of_frame = self._lies
+        return f"frames {FrameSet.of(frames[row // of_frame : -(-(row + rows) // of_frame)])}"
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Theta, then (reads, runs) of each layer."""
         return [
             self.theta(self.plans.policy.moves),
-            *(table for layer in layers for table in self._tables[layer.number]),
+            *(table for layer in layers for table in self.tables(layer)),
         ]
 
     def see_reset(self) -> None:
@@ -84,6 +99,10 @@ class ViewCaches(Caches):
     def lose_sight(self, layer: Layer) -> None:
         """A pass of this layer ran without us: what it evicted and which chunk it was is not known."""
         layer.evicted = None
+
+    @property
+    def chunk(self) -> Chunk | None:
+        return self._clock.chunk
 
     @property
     def in_use(self) -> bool:

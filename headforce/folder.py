@@ -1,4 +1,4 @@
-"""The folder of results. Files appear in it when all of them are finished; an interrupted run leaves none behind."""
+"""A folder of results. Files appear in it when all of them are finished; an interrupted run leaves none behind."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import HeadforceError
+from .errors import HeadforceError
 
 
 class Folder:
     """Use as a context: files are written to `staging`, a folder for temporary files, and put into `path` by `publish`.
 
-    Raises HF-DEMO at once if nothing can be written at `path`.
+    Raises a refusal with `code` at once if nothing can be written at `path`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, code: str) -> None:
         self.path = path
+        self.code = code
 
     def __enter__(self) -> Folder:
         try:
@@ -26,9 +27,9 @@ class Folder:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise HeadforceError(
-                "HF-DEMO", site="--out", found=f"{self.path}: {error.strerror}", needed="a folder that can be written"
+                self.code, site="--out", found=f"{self.path}: {error.strerror}", needed="a folder that can be written"
             ) from error
-        self.staging = Path(tempfile.mkdtemp(prefix="headforce-demo-"))
+        self.staging = Path(tempfile.mkdtemp(prefix="headforce-"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,7 +41,9 @@ class Folder:
 
     def publish(self) -> None:
         """Puts the files into place, each in one step: the two folders may be on different disks."""
-        for file in sorted(self.staging.iterdir()):
-            copied = self.path / f".{file.name}.part"
+        for file in sorted(path for path in self.staging.rglob("*") if path.is_file()):
+            place = self.path / file.relative_to(self.staging)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copied = place.parent / f".{file.name}.part"
             shutil.copyfile(file, copied)
-            copied.replace(self.path / file.name)
+            copied.replace(place)

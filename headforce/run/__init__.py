@@ -1,0 +1,1 @@
+"""Scripts that are run unedited: `headforce run` and `headforce compare`."""
