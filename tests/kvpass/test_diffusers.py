@@ -1,0 +1,118 @@
+"""Models of diffusers, tiny and random: those without a cache are left as they are, each with its reason."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import headforce
+from headforce import HeadforceError
+from headforce.policy import Policy
+
+diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusers")
+
+NATIVE = Policy({})
+TINY = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def wan() -> tuple[nn.Module, dict[str, Any]]:
+    """Bidirectional: a pass is a whole video."""
+    torch.manual_seed(0)
+    return diffusers.WanTransformer3DModel(**TINY).eval(), _call()
+
+
+def skyreels(layers: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+    """Diffusion forcing: the past lies in the sequence of the pass, behind a block-causal mask."""
+    torch.manual_seed(0)
+    model = diffusers.SkyReelsV2Transformer3DModel(**{**TINY, "num_layers": layers}, num_frame_per_block=2).eval()
+    timestep = torch.tensor([[0, 0, 700, 700]])
+    return model, {**_call(), "timestep": timestep, "enable_diffusion_forcing": True}
+
+
+def helios() -> tuple[nn.Module, dict[str, Any]]:
+    """The past is sent along as latents of three scales, and a learned factor for each head makes its keys louder."""
+    torch.manual_seed(0)
+    model = diffusers.HeliosTransformer3DModel(**TINY, rope_dim=(8, 8, 8), is_amplify_history=True).eval()
+    history: dict[str, Any] = {"indices_hidden_states": torch.arange(20, 24)[None]}
+    for name, first, frames in (("short", 18, 2), ("mid", 16, 2), ("long", 0, 16)):
+        history[f"indices_latents_history_{name}"] = torch.arange(first, first + frames)[None]
+        history[f"latents_history_{name}"] = randn(1, 4, frames, 8, 8)
+    return model, {**_call(), **history}
+
+
+def _call() -> dict[str, Any]:
+    text = randn(1, 8, 16)
+    return {"hidden_states": randn(1, 4, 4, 8, 8), "timestep": torch.tensor([500]), "encoder_hidden_states": text}
+
+
+@pytest.mark.parametrize("make", [wan, skyreels, helios])
+def test_a_model_without_a_cache_is_left_alone_with_a_reason(make: Any) -> None:
+    model, call = make()
+    eager = model(**call)[0]
+    seen = headforce.explain(model, **call)
+    assert (seen.graphs, seen.breaks) == (1, ())
+    assert [(site.verdict, site.code, site.name) for site in seen.sites] == [
+        ("refused", "HF-NOHISTORY", "blocks.0.attn1"),
+        ("excluded", "HF-CROSS", "blocks.0.attn2"),
+    ]
+
+    def compiled(**options: Any) -> Any:
+        return torch.compile(model, backend="headforce", options={"inner": "eager", "policy": NATIVE, **options})
+
+    with pytest.raises(HeadforceError, match="HF-NOHISTORY"):
+        compiled()(**call)
+    assert torch.equal(compiled(on_refuse="warn")(**call)[0], eager)
+    with pytest.raises(HeadforceError, match="HF-ADAPTER"):
+        headforce.prepare(model, policy=NATIVE)
+
+
+def test_repeated_blocks_do_not_show_where_their_mask_comes_from() -> None:
+    model, call = skyreels(layers=2)
+    eager = model(**call)[0]
+    model.compile_repeated_blocks(backend="headforce", options={"inner": "eager", "policy": NATIVE})
+    with pytest.raises(HeadforceError, match="HF-MASK"):
+        model(**call)
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(backend="headforce", options={"inner": "eager"})
+    assert torch.equal(model(**call)[0], eager)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one before, one now, for both blocks
+
+
+def test_attention_backends_are_a_closed_list() -> None:
+    """Why there is no set_attention_backend("headforce"), see docs/decisions.md. Should this fail, there can be one."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    model, _ = wan()
+    with pytest.raises(ValueError, match="must be one of the following"):
+        model.set_attention_backend("headforce")
+    with pytest.raises(TypeError, match="extend"):
+
+        class More(AttentionBackendName):
+            HEADFORCE = "headforce"
+
+    # And a backend would be asked with the operands alone: no cache, no layer, no clock.
+    assert not {"cache", "kv_cache", "layer", "module"} & set(inspect.signature(dispatch_attention_fn).parameters)
