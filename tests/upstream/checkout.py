@@ -31,6 +31,7 @@ class Checkout:
         self, path: Path, packages: Sequence[str], stand_ins: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
         self.path = path
+        sys.path.append(str(path))  # for files that are in no package
         for name in packages:
             folder = path / name.replace(".", "/")
             if not folder.is_dir():

@@ -13,7 +13,7 @@ import headforce
 from headforce.kvpass.session import Session
 from headforce.policy import Policy
 
-from .families import Family, Run
+from .run import Family, Run
 
 POLICY = """
 headforce: 1
@@ -101,7 +101,7 @@ def _side(name: str, run: Run, session: Session, eager: list[Tensor], chunks: in
         graphs=report.graphs,
         late=report.graphs - graphs,
         breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
-        launches=[layer.launches / (chunks * run.passes) for layer in newest.layers],
+        launches=[layer.launches / run.passes(chunks) for layer in newest.layers],
         misses=session.misses,
         sites={verdict: report.count(verdict) for verdict in ("rewritten", "refused", "excluded")},
     )

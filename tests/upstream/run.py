@@ -1,0 +1,143 @@
+"""What the repositories need in common: a small model with random weights, stand-ins for the parts that are not tested.
+
+Pipelines of these repositories allocate caches of 12 heads with 128 channels, so that is what the models have. They
+have few layers and a small grid instead; text encoder and VAE are stand-ins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkout import Checkout
+
+HEADS, HEAD_DIM = 12, 128
+LAYERS = 2
+CHANNELS = 16
+TEXT, TEXT_LEN = 64, 512
+GRID = (4, 6)
+TOKENS = GRID[0] * GRID[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pipeline and how to use it.
+
+    Attributes:
+        pipeline: the repository's own, or a loop like it. model: the transformer inside.
+        video: makes one video, latents [1, frames, channels, rows, columns], from a seed and a number of chunks.
+        caches: the dicts of all layers, once a video has begun.
+        passes: of a video with so many chunks.
+    """
+
+    pipeline: Any
+    model: nn.Module
+    video: Callable[[int, int], Tensor]
+    caches: Callable[[], list[dict[str, Any]]]
+    passes: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A repository. `make` gives the same weights every time."""
+
+    name: str
+    url: str
+    make: Callable[[Path], Run]
+    chunks: int
+    sites: str = "all self-attention rewritten, cross-attention excluded"
+
+
+class TextEncoder(nn.Module):
+    """Stands in for the text encoder: an embedding for each text, always the same."""
+
+    def forward(self, text_prompts: list[str]) -> dict[str, Tensor]:
+        """[texts, length, channels]."""
+        rows = []
+        for text in text_prompts:
+            generator = torch.Generator().manual_seed(sum(map(ord, text)))
+            rows.append(torch.randn(TEXT_LEN, TEXT, generator=generator).bfloat16())
+        return {"prompt_embeds": torch.stack(rows)}
+
+
+class Vae(nn.Module):
+    """Stands in for the VAE: pixels are latents."""
+
+    def decode_to_pixel(self, latent: Tensor, use_cache: bool = False) -> Tensor:
+        return latent
+
+    class model:  # pipelines empty its cache under this name
+        @staticmethod
+        def clear_cache() -> None:
+            """There is none."""
+
+
+def small(model_class: Any, **own: Any) -> Any:
+    """A function in place of `from_pretrained` that makes a small model with random weights.
+
+    Upstream leaves the last layer zero, so that one is filled too.
+    """
+
+    def from_pretrained(*_: Any, **given: Any) -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"dim": HEADS * HEAD_DIM, "ffn_dim": 256, "num_heads": HEADS, "num_layers": LAYERS}
+        sizes |= {"text_dim": TEXT, "text_len": TEXT_LEN, "freq_dim": 64, "in_dim": CHANNELS, "out_dim": CHANNELS}
+        model = model_class(**{"model_type": "t2v", **sizes, **given, **own})
+        torch.nn.init.normal_(model.head.head.weight, std=0.05)
+        return model.eval().bfloat16().requires_grad_(False)
+
+    return from_pretrained
+
+
+def noise(seed: int, frames: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, frames, CHANNELS, 2 * GRID[0], 2 * GRID[1], generator=generator).bfloat16()
+
+
+def with_tokens(function: Any) -> None:
+    """Makes a function of a repository that counts 1560 tokens a frame, whatever the grid, count those of this grid."""
+    code = function.__code__
+    assert 1560 in code.co_consts
+    function.__code__ = code.replace(co_consts=tuple(TOKENS if c == 1560 else c for c in code.co_consts))
+
+
+def without_flash_attention(model_module: Any, attention_module: Any) -> None:
+    """Cross-attention insists on flash-attn; the repository's own fallback stands in where it is not installed."""
+    if not (attention_module.FLASH_ATTN_2_AVAILABLE or attention_module.FLASH_ATTN_3_AVAILABLE):
+        model_module.flash_attention = lambda q, k, v, k_lens=None, **_: attention_module.attention(q, k, v)
+
+
+WAN = ("wan", "wan.modules", "utils", "pipeline")
+WAN_STAND_INS: dict[str, dict[str, Any]] = {name: {} for name in ("tokenizers", "t5", "vae", "clip")}
+
+
+def wan(path: Path, memory: str, *packages: str, **more: dict[str, Any]) -> Checkout:
+    stand_ins = {f"wan.modules.{name}": values for name, values in WAN_STAND_INS.items()}
+    stand_ins[memory] = {"gpu": torch.device("cpu"), "get_cuda_free_memory_gb": lambda device: 0.0}
+    checkout = Checkout(path, (*WAN, *packages), {**stand_ins, **more})
+    without_flash_attention(checkout.load("wan.modules.model"), checkout.load("wan.modules.attention"))
+    return checkout
+
+
+def arguments_of(**own: Any) -> SimpleNamespace:
+    steps = {"denoising_step_list": [1000, 500], "warp_denoising_step": False, "context_noise": 0}
+    return SimpleNamespace(**{**steps, "num_frame_per_block": 3, "independent_first_frame": False, **own})
+
+
+def run_of(pipeline: Any, arguments: SimpleNamespace) -> Run:
+    pipeline.frame_seq_length, pipeline.num_transformer_blocks = TOKENS, LAYERS
+
+    def video(seed: int, chunks: int) -> Tensor:
+        torch.manual_seed(seed)
+        latents = noise(seed, chunks * arguments.num_frame_per_block)
+        with torch.no_grad():
+            return pipeline.inference(latents, [f"text {seed}"], return_latents=True)[1]
+
+    passes = len(arguments.denoising_step_list) + 1
+    return Run(pipeline, pipeline.generator.model, video, lambda: pipeline.kv_cache1, lambda chunks: passes * chunks)
