@@ -73,6 +73,17 @@ class Making:
     page: Mapping[int, int]
     old: tuple[Part, ...]
 
+    @property
+    def new(self) -> list[Part]:
+        """The parts that the store does not have yet, in another place either."""
+        had = {part.content for part in self.old}
+        return [part for part in self.parts if part.content not in had]
+
+    @property
+    def sources(self) -> FrameSet:
+        """The frames out of which the new ones are made."""
+        return FrameSet.of(frame for part in self.new for frame in self.term.op.sources(part, self.old))
+
 
 def units_of(lane: Lane, memory: HeadMemory | None) -> dict[str, FrameSet]:
     """The units whose parts are to be in the pages of a lane's stores."""
@@ -83,13 +94,11 @@ def units_of(lane: Lane, memory: HeadMemory | None) -> dict[str, FrameSet]:
 def check_makeable(lane: Lane, units: Mapping[str, FrameSet], what: str) -> None:
     """HF-FORGOTTEN if a store needs parts of frames that have no page any more."""
     for making in makings(0, lane, units):
-        had = {part.content for part in making.old}
-        new = [part for part in making.parts if part.content not in had]
-        if any(frame not in making.page for part in new for frame in part.frames):
+        needed = making.sources
+        if any(frame not in making.page for frame in needed):
             raise HeadforceError(
                 "HF-FORGOTTEN",
-                found=f"{what}, for which {making.term} needs parts of frames "
-                f"{FrameSet.of(f for part in new for f in part.frames)}",
+                found=f"{what}, for which {making.term} needs parts of frames {needed}",
                 needed=f"frames that are still held: {lane.slots.held}",
             )
 

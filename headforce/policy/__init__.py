@@ -8,7 +8,7 @@ from .grammar import parse_answer, parse_rule
 from .item import Item, PartItem
 from .memory import BUSIEST, Commit, Decide, HeadMemory, PagedStore, StoreOp, Write
 from .op import Op, load_ops, policy_op
-from .parts import Part
+from .parts import Mixture, Part
 from .policy import Policy, Warmup
 from .positions import Carry, Clamp, Collapse, Keep
 from .rule import Rule
@@ -35,6 +35,7 @@ __all__ = [
     "Item",
     "Keep",
     "KeepAll",
+    "Mixture",
     "Op",
     "PagedStore",
     "Part",

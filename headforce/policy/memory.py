@@ -97,7 +97,8 @@ class PagedStore(StoreOp):
     """Base of stores that keep parts of frames, in `pages` pages of their own.
 
     Units are sets of whole numbers, which `parts` says the meaning of. `live` are the committed frames of which parts
-    may yet be made. A subclass defines `pages`, `most_parts`, `parts` and `before`.
+    may yet be made. A subclass defines `pages`, `most_parts`, `parts`, `materialize_part` and `before`, and `sources`
+    if its parts change in place.
     """
 
     paged: ClassVar[bool] = True

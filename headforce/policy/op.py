@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -21,7 +21,7 @@ from .frameset import FrameSet
 if TYPE_CHECKING:
     import sympy
 
-    from .parts import Part
+    from .parts import Mixture, Part
     from .positions import PositionMap
     from .rule import Rule
 
@@ -119,6 +119,18 @@ class Op(Composable):
     def parts(self, held: FrameSet) -> tuple[Part, ...]:
         """The parts that the units in `held` stand for, and where each of them lies."""
         return ()
+
+    def sources(self, part: Part, had: Sequence[Part]) -> tuple[int, ...]:
+        """The frames out of which `part` is made, where the store has the parts `had`.
+
+        All of its frames; a store whose parts change in place needs only those that they lack.
+        """
+        return part.frames
+
+    def materialize_part(self, part: Part, height: int, width: int) -> list[Mixture]:
+        """The rows of a part by the plainest possible loop, for frames of `height` x `width` tokens: the definition
+        that what is made is tested against."""
+        raise NotImplementedError
 
     def parts_of_frame(self, tokens: int) -> int:
         """Into how many parts it cuts a frame of `tokens` tokens."""

@@ -6,6 +6,7 @@ a frame and the mean over several frames are parts alike: rows that share one po
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Content = tuple[tuple[int, ...], int, int]
@@ -33,3 +34,16 @@ class Part:
     @property
     def content(self) -> Content:
         return self.frames, self.index, self.of
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The definition of one row of a part: a weighted sum of rows of frames, of keys as they were before RoPE.
+
+    Attributes:
+        token: at whose place in a frame the key stands; its frame is the part's `at`.
+        weights: (frame, token) -> weight.
+    """
+
+    token: int
+    weights: Mapping[tuple[int, int], float]

@@ -151,9 +151,7 @@ class Rig:
                     )
         return out
 
-    def _read(
-        self, layer: int, batch: int, head: int, query: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor] | None:
+    def _read(self, layer: int, batch: int, head: int, query: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         chunk, rule = self.stream.chunk, self.policy.rules[layer][head]
         assert chunk is not None
         memory = self.stream.lane(layer, head, batch).memory

@@ -14,8 +14,9 @@ from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.attention import HOPPER, PORTABLE, attention
 from headforce.lowering.targets import check_rows
 from headforce.policy import Policy, parse_rule
+from headforce.testing.parts_rig import PartsRig
 from headforce.testing.rig import Rig, check
-from tests.lowering.test_parts import MERGE, SELECT, Parts
+from tests.lowering.test_parts import MERGE, SELECT
 
 from . import test_hopper_attention
 from .test_hopper_attention import SMALL
@@ -107,7 +108,7 @@ def test_runs_within_pages_and_a_head_that_reads_nothing(emulated, case):
 
 @pytest.mark.parametrize("rule", [SELECT.replace("=model)", "=model)@collapse(4)"), MERGE], ids=["select", "merge"])
 def test_stores_that_keep_parts(rule):
-    rig = Parts(rule, target="triton", dtype=torch.float32, layers=1, heads=2)
+    rig = PartsRig(rule, target="triton", dtype=torch.float32, layers=1, heads=2)
     for start in range(0, 12, 3):
         rig.check(start, 3)
     assert (rig.pool.runs[0][:, 1] % rig.tokens).any()  # some run is no whole page

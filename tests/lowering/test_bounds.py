@@ -9,7 +9,6 @@ from headforce.kernels.config import INTERPRETED
 from headforce.kernels.rotation import INTERLEAVED
 from headforce.lowering.attention import attention
 from headforce.lowering.bounds import check_bounds
-
 from headforce.testing.rig import Rig, mixed
 
 SIZES = {"batch": 1, "heads": 5, "tokens": 9, "rows": 0}

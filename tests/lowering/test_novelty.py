@@ -18,9 +18,8 @@ from headforce.lowering.state.turning import Turning
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, HeadMemory, Policy, StoreOp, parse_rule, policy_op
-from headforce.testing.strategies import novel_by, rules
-
 from headforce.testing.rig import DOUBLE, Rig, turned
+from headforce.testing.strategies import novel_by, rules
 
 LAYERS, HEADS, TOKENS, WIDTH = 2, 2, 3, 8
 TIME, SPACE = 2, 2

@@ -13,9 +13,9 @@ from headforce.lowering.plan import Planner
 from headforce.lowering.reach import check_reach, held
 from headforce.lowering.verify import check_operands
 from headforce.policy import Chunk, FrameSet, Policy, Warmup, oracle, parse_rule
+from headforce.testing.rig import DOUBLE, attend, turned
 from headforce.testing.strategies import policies
 
-from headforce.testing.rig import DOUBLE, attend, turned
 from .test_ops import CHECKS
 
 LAYERS, HEADS = 2, 4

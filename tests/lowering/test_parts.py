@@ -10,110 +10,23 @@ from hypothesis import given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.state.decider import decider
-from headforce.lowering.state.making import load_makers, make_parts
+from headforce.lowering.state.making import load_makers
 from headforce.lowering.state.score import Segments, find_score, load_scores
 from headforce.lowering.state.select import asks_queries, check_selections
-from headforce.lowering.state.turning import Turning
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, Policy, Warmup, load_ops, oracle, parse_rule
+from headforce.testing.parts_rig import TOKENS, PartsRig
+from headforce.testing.rig import DOUBLE, Rig
 
 from ..kvpass.presets import PRESETS
-from headforce.testing.rig import DOUBLE, Rig, turned
 
-HEIGHT, WIDTH, TIME, SPACE = 4, 6, 2, 2
-TOKENS = HEIGHT * WIDTH
 MARGIN = 1e-5
-
-
-class Parts(Rig):
-    """A rig whose frames are grids of tokens; parts are made by the program, and here from what was written."""
-
-    def __init__(self, rule, *, layers=2, heads=3, warmup=None, known=True, others=None, **kwargs):
-        rules = {"a": parse_rule(rule) if isinstance(rule, str) else rule, "b": parse_rule("sink(1) | window(2)")}
-        policy = self.policy_of(rules, default="a", heads=others or {}, warmup=warmup, horizon=400)
-        self._set_up(policy, layers, heads, known, kwargs)
-
-    @staticmethod
-    def of(policy, layers=1, heads=1, **kwargs):
-        """A rig for a whole policy."""
-        rig = Parts.__new__(Parts)
-        rig._set_up(policy, layers, heads, True, kwargs)
-        return rig
-
-    def policy_of(self, rules, **settings):
-        return Policy(rules, **settings)
-
-    def _set_up(self, policy, layers, heads, known, kwargs):
-        bound = policy.bind(layers=layers, heads=heads, tokens=TOKENS)
-        super().__init__(bound, tokens=TOKENS, head_dim=2 * (TIME + SPACE), pairs=TIME, value_dim=3, **kwargs)
-        places = torch.zeros(TOKENS, TIME + SPACE, dtype=DOUBLE)
-        places[:, TIME] = 0.3 * (torch.arange(TOKENS) // WIDTH)
-        places[:, TIME + 1] = 0.2 * (torch.arange(TOKENS) % WIDTH)
-        self.places, self.made = places, {}
-        self.turning = Turning(self.theta, 0, self.style, *((places, (HEIGHT, WIDTH)) if known else ()))
-
-    def begin(self, start, frames, decide=None):
-        event = self.stream.begin(start, frames, decide or decider(self.pool, self.turning))
-        makings = list(self.stream.making)
-        make_parts(self.pool, self.turning)
-        for making in makings:
-            had = {part.content for part in making.old}
-            for part in (part for part in making.parts if part.content not in had):
-                for cell in self.stream.cells(self.stream.lanes[making.lane]):
-                    self.made[cell, making.term.store, part.content] = self._made(cell, making.term.op, part.content)
-        self.pool.update()
-        check_plan(self.stream)
-        check_tables(self.pool)
-        return event
-
-    def switch(self, answer=None):
-        return self.stream.switch(decider(self.pool, self.turning), answer)
-
-    def _part(self, cell, store, content):
-        return self.made[cell, store, tuple(content)]
-
-    def _made(self, cell, op, content):
-        """A part as the definitions say, out of what is written now."""
-        frames, index, of = content
-        if op.name == "select":
-            rows = slice(index * TOKENS // of, (index + 1) * TOKENS // of)
-            k, v = self._frame(*cell, frames[0])
-            return k[rows], v[rows], frames[0]
-        at = (frames[0] + frames[-1]) // 2
-        keys, values = [], []
-        for top in range(0, HEIGHT, op.height):
-            for left in range(0, WIDTH, op.width):
-                tokens = [y * WIDTH + x for y in range(top, top + op.height) for x in range(left, left + op.width)]
-                every = [(frame, token) for frame in frames for token in tokens]
-                k = sum(self.raw(cell, frame, token) for frame, token in every) / len(every)
-                keys.append(self.turn(k, at, top * WIDTH + left))
-                values.append(sum(self._frame(*cell, f)[1][t].to(DOUBLE) for f, t in every) / len(every))
-        return torch.stack(keys), torch.stack(values), at
-
-    def raw(self, cell, frame, token):
-        """The key before any rotation, [D] in float64."""
-        return self.turn(self._frame(*cell, frame)[0][token].to(DOUBLE), frame, token, -1)
-
-    def turn(self, key, frame, token, sign=1):
-        angle = self.places[token].clone()
-        angle[:TIME] += frame * self.theta
-        return turned(key[None], sign * angle, 0, self.style)[0]
-
-    def check(self, start, frames):
-        """One pass; what every layer computes is what the oracle and the plain definitions say."""
-        for layer, (query, out) in enumerate(self.run(start, frames)):
-            tolerance = 1e-9 if self.dtype == DOUBLE else 3e-5
-            torch.testing.assert_close(out.to(DOUBLE), self.expected(layer, query), rtol=0, atol=tolerance)
-
-    def selected(self, store="select", layer=0, head=0, row=0):
-        return list(self.stream.lane(layer, head, row).held.get(store, FrameSet()))
 
 
 def rollout(rule, chunks=5, **kwargs):
     """A checked stream of chunks of 3 frames."""
-    rig = Parts(rule, **kwargs)
+    rig = PartsRig(rule, **kwargs)
     for start in range(0, 3 * chunks, 3):
         rig.check(start, 3)
     return rig
@@ -142,7 +55,7 @@ MERGE = "sink(1)@collapse(9) | merge(4, height=2, width=2, last=3) & older(3) | 
     st.integers(0, 3),
 )
 def test_attention_reads_what_the_definitions_say(rule, sizes, style, warmup, seed):
-    rig = Parts(rule, style=style, warmup=warmup, seed=seed, batch=1 + seed % 2, others={1: {"b": (1,)}})
+    rig = PartsRig(rule, style=style, warmup=warmup, seed=seed, batch=1 + seed % 2, others={1: {"b": (1,)}})
     start = 0
     for frames in sizes:
         rig.check(start, frames)
@@ -160,7 +73,7 @@ def test_parts_are_read_at_all():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision(dtype):
     for rule in (SELECT, MERGE):
-        rig = Parts(rule, dtype=dtype, layers=1)
+        rig = PartsRig(rule, dtype=dtype, layers=1)
         for start in range(0, 12, 3):
             for layer, (query, out) in enumerate(rig.run(start, 3)):
                 exact = rig.expected(layer, query)
@@ -170,7 +83,7 @@ def test_low_precision(dtype):
 
 
 def test_a_part_keeps_its_values_when_its_frames_are_gone():
-    rig = Parts("merge(2, last=2) | window(1)", heads=1, layers=1)
+    rig = PartsRig("merge(2, last=2) | window(1)", heads=1, layers=1)
     for start in range(0, 12, 2):
         rig.check(start, 2)
     assert str(rig.stream.lane(0, 0).slots.held) == "9-11"
@@ -197,7 +110,7 @@ def plain_scores(rig, heads, frames, segments, layer=0):
 def test_the_least_similar_segments_are_kept(scope, seed):
     """Forcing-KV's own: of the frames that leave, the segments that resemble the next frame least."""
     rule = SELECT.replace("scope=model", f"scope={scope}")
-    rig = Parts(rule, seed=seed, dtype=torch.float32, layers=3, others={0: {"b": (0, 1, 2)}, 1: {"b": (1,)}})
+    rig = PartsRig(rule, seed=seed, dtype=torch.float32, layers=3, others={0: {"b": (0, 1, 2)}, 1: {"b": (1,)}})
     for start in range(0, 15, 3):
         rig.check(start, 3)
         if start < 6:
@@ -218,7 +131,7 @@ def test_the_least_similar_segments_are_kept(scope, seed):
 
 
 def test_heads_that_decide_together_hold_the_same():
-    rig = Parts(SELECT, layers=3)
+    rig = PartsRig(SELECT, layers=3)
     for start in range(0, 12, 3):
         rig.check(start, 3)
     assert len(rig.stream.lanes) == 1
@@ -226,7 +139,7 @@ def test_heads_that_decide_together_hold_the_same():
 
 
 def test_each_video_of_a_batch_selects_for_itself():
-    rig = Parts(SELECT, batch=2)
+    rig = PartsRig(SELECT, batch=2)
     for start in range(0, 12, 3):
         rig.check(start, 3)
     assert rig.selected(row=0) != rig.selected(row=1)
@@ -234,7 +147,7 @@ def test_each_video_of_a_batch_selects_for_itself():
 
 def test_a_pool_of_all_keeps_what_is_best_of_old_and_new():
     rule = "select(1, segments=4, source=evicted(recent), pool=all, score=mean_key_cosine) | window(1) as recent"
-    rig = Parts(rule, heads=1, layers=1)
+    rig = PartsRig(rule, heads=1, layers=1)
     offered = set()
     for start in range(0, 18, 3):
         rig.check(start, 3)
@@ -255,7 +168,7 @@ def test_a_pool_of_all_keeps_what_is_best_of_old_and_new():
 
 
 def test_nothing_is_selected_during_the_warmup():
-    rig = Parts(SELECT, warmup=Warmup(2, parse_rule("sink(1) | window(1)")))
+    rig = PartsRig(SELECT, warmup=Warmup(2, parse_rule("sink(1) | window(1)")))
     seen = []
     for start in range(0, 15, 3):
         rig.check(start, 3)
@@ -265,7 +178,7 @@ def test_nothing_is_selected_during_the_warmup():
 
 
 def test_blocks_that_were_completed_during_the_warmup_are_there():
-    rig = Parts("merge(2, last=2) | window(1)", warmup=Warmup(2, parse_rule("window(1)")))
+    rig = PartsRig("merge(2, last=2) | window(1)", warmup=Warmup(2, parse_rule("window(1)")))
     for start in range(0, 9, 3):
         rig.check(start, 3)
     (item,) = rig.stream.plan.of(0, 0).readings[0].parts
@@ -278,7 +191,7 @@ def test_v12_noisy_passes_leave_nothing(name):
 
     Deep Forcing's queries are kept by a compiled model alone: tests/kvpass/test_presets.py has it.
     """
-    many, one = (Parts.of(PRESETS[name], layers=2, heads=4) for _ in range(2))
+    many, one = (PartsRig(PRESETS[name], layers=2, heads=4) for _ in range(2))
     for start in range(0, 24, 3):
         for _ in range(3):
             many.run(start, 3)
@@ -301,7 +214,7 @@ def test_v12_noisy_passes_leave_nothing(name):
     ],
 )
 def test_a_rewrite_reads_the_parts_in_front_of_it_and_leaves_them(rule, store, left):
-    rig = Parts(rule, layers=1, heads=1)
+    rig = PartsRig(rule, layers=1, heads=1)
     for start in range(0, 21, 3):
         rig.check(start, 3)
     assert rig.begin(17, 4) is Event.REWRITE
@@ -316,7 +229,7 @@ def test_a_rewrite_reads_the_parts_in_front_of_it_and_leaves_them(rule, store, l
 
 
 def test_going_back_to_what_is_gone_is_refused_and_loses_nothing():
-    rig = Parts("select(1, segments=4, source=evicted(recent)) | window(2) as recent", layers=1, heads=1)
+    rig = PartsRig("select(1, segments=4, source=evicted(recent)) | window(2) as recent", layers=1, heads=1)
     for start in range(0, 12, 2):
         rig.check(start, 2)
     before = rig.stream.lanes[0].held
@@ -328,7 +241,7 @@ def test_going_back_to_what_is_gone_is_refused_and_loses_nothing():
 
 def test_a_reset_forgets_parts():
     for rule in (SELECT, MERGE):
-        rig = Parts(rule)
+        rig = PartsRig(rule)
         for start in (0, 3, 6, 9, 0, 3, 6, 9):
             rig.check(start, 3)
             if not start:

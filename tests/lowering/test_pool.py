@@ -11,9 +11,8 @@ from headforce.lowering.pool import PagePool, PageShape
 from headforce.lowering.stream import Event, Stream
 from headforce.lowering.verify import check_plan, check_tables
 from headforce.policy import FrameSet, Policy, parse_rule
-from headforce.testing.strategies import decide_by, novel_by, policies
-
 from headforce.testing.rig import Rig
+from headforce.testing.strategies import decide_by, novel_by, policies
 
 LAYERS, HEADS, ROWS = 2, 3, 2
 NATIVE = parse_rule("sink(1) | span(7)")

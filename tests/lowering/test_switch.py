@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from headforce.errors import HeadforceError
 from headforce.lowering.stream import Event
 from headforce.policy import Cut, Flush, KeepAll, Policy, Recache, Warmup, parse_answer, parse_rule
+from headforce.testing.parts_rig import PartsRig
+from headforce.testing.rig import DOUBLE
 from headforce.testing.strategies import rules
 
-from headforce.testing.rig import DOUBLE
-from .test_parts import MERGE, SELECT, Parts
+from .test_parts import MERGE, SELECT
 
 RULES = {
     "plain": "sink(1) | window(4)",
@@ -25,13 +26,8 @@ RULES = {
 
 def rig_of(rule, answer=None, **kwargs):
     """A checked rig of one rule, whose class answers switches as given."""
-
-    class Switching(Parts):
-        def policy_of(self, rules, **settings):
-            on_switch = {"a": parse_answer(answer)} if answer else {}
-            return Policy(rules, on_switch=on_switch, **settings)
-
-    return Switching(RULES.get(rule, rule), layers=1, heads=1, **kwargs)
+    on_switch = {"a": parse_answer(answer)} if answer else None
+    return PartsRig(RULES.get(rule, rule), layers=1, heads=1, on_switch=on_switch, **kwargs)
 
 
 def reads(rig, query=None):
@@ -189,7 +185,7 @@ def test_parts_are_forgotten_and_made_anew(rule):
 def test_classes_answer_each_in_its_own_way():
     rules_ = {"a": parse_rule("sink(1) | window(3)"), "b": parse_rule("sink(1) | window(3) as recent")}
     policy = Policy(rules_, "a", heads={0: {"b": (1,)}}, on_switch={"b": Flush(1)})
-    rig = Parts.of(policy, layers=1, heads=2)
+    rig = PartsRig(policy, layers=1, heads=2)
     run(rig, 3)
     rig.switch()
     rig.check(9, 3)
@@ -284,7 +280,7 @@ def test_a_new_video_right_after_a_switch():
 
 def test_a_cut_beyond_the_range_changes_nothing():
     policy = Policy({"a": parse_rule("sink(1) | window(3)")}, "a", position_range=21)
-    rig = Parts.of(policy)
+    rig = PartsRig(policy, layers=1, heads=1)
     run(rig, 3)
     with pytest.raises(HeadforceError, match="HF-POSITION"):
         rig.switch(answer=Cut(21))

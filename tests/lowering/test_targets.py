@@ -10,9 +10,8 @@ from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, turn
 from headforce.lowering.targets import find_target, load_targets
 from headforce.policy import Policy, parse_rule
-from headforce.testing.strategies import novel_by, policies
-
 from headforce.testing.rig import Rig, check, mixed, turned
+from headforce.testing.strategies import novel_by, policies
 
 LAYERS, HEADS = 2, 3
 NATIVE = parse_rule("sink(1) | span(7)")

@@ -83,9 +83,8 @@ def _make(pool: PagePool, turning: Turning, making: Making) -> None:
     first, of = lane.store_page[making.term.store], making.parts[0].of
     old = {part.content: first * part.of + part.place for part in making.old}
     base = torch.from_numpy(pool.regions.base[pool.stream.lane_of == making.lane]).to(pool.k.device)
-    new = [part for part in making.parts if part.content not in old]
-    frames = {frame for part in new for frame in part.frames}
-    step = max(1, AT_ONCE // (max(1, len(frames)) * pool.k[0].numel() * 4))
+    new = making.new
+    step = max(1, AT_ONCE // (max(1, len(making.sources)) * pool.k[0].numel() * 4))
     make = find_maker(making.term.op.name)
     for some in base.split(step):
         rows = Rows(pool.k, pool.v, some, making.page, old)

@@ -10,7 +10,7 @@ from ..chunk import Chunk
 from ..frameset import EMPTY, FrameSet
 from ..memory import Commit, Decide, PagedStore, Write
 from ..op import policy_op
-from ..parts import Part
+from ..parts import Mixture, Part
 
 
 @policy_op("merge")
@@ -88,6 +88,15 @@ class Merge(PagedStore):
     def _part(self, block: int, place: int) -> Part:
         frames = tuple(range(block * self.block, (block + 1) * self.block))
         return Part((frames[0] + frames[-1]) // 2, frames, 0, self.cell, place)
+
+    def materialize_part(self, part: Part, height: int, width: int) -> list[Mixture]:
+        cells = []
+        for top in range(0, height, self.height):
+            for left in range(0, width, self.width):
+                tokens = [y * width + x for y in range(top, top + self.height) for x in range(left, left + self.width)]
+                rows = [(frame, token) for frame in part.frames for token in tokens]
+                cells.append(Mixture(tokens[0], dict.fromkeys(rows, 1 / len(rows))))
+        return cells
 
     def before(self, held: FrameSet, frame: int) -> FrameSet:
         return held.below(frame - frame % self.block)

@@ -13,7 +13,7 @@ from ..chunk import Chunk
 from ..frameset import EMPTY, FrameSet
 from ..memory import Commit, Decide, PagedStore, Write
 from ..op import is_name, policy_op
-from ..parts import Part
+from ..parts import Mixture, Part
 from .episodic import Evicted
 
 TOKEN = "token"
@@ -119,6 +119,11 @@ class Select(PagedStore):
 
     def parts(self, held: FrameSet) -> tuple[Part, ...]:
         return _segments(self.per_frame, held)
+
+    def materialize_part(self, part: Part, height: int, width: int) -> list[Mixture]:
+        rows = height * width // part.of
+        tokens = range(part.index * rows, (part.index + 1) * rows)
+        return [Mixture(token, {(part.at, token): 1.0}) for token in tokens]
 
     def before(self, held: FrameSet, frame: int) -> FrameSet:
         return held.below(frame * self.per_frame)
