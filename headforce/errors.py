@@ -125,6 +125,10 @@ CATALOGUE: dict[str, Entry] = {
         "Of tables that headforce made this is a fault of headforce; please report it with the policy. Tables of your "
         "own must stay inside the query and the pages that they are used with.",
     ),
+    "HF-VERIFY-SITE": Entry(
+        "What a compiled site computed, or what its pages hold, is not what it should be.",
+        "This is a fault of the target or of headforce; please report it with the folder that was written.",
+    ),
     "HF-VERIFY-PLAN": Entry(
         "A plan is not what the oracle says.",
         "This is a fault of headforce, or of an operator's `frames`; please report it with the policy.",
@@ -189,6 +193,11 @@ CATALOGUE: dict[str, Entry] = {
         "A pass of a script's model was refused, and the script went on and ended as if it had worked.",
         "The message has the refusal; its output is not what the policy asks for.",
     ),
+    "HF-EXAMPLE": Entry(
+        "A target on the command line gives no model and calls of it.",
+        "Name a function without arguments that returns (model, args, kwargs), or a model and its calls "
+        "(docs/usage.md); a class will do for families of which an adapter can make a small model.",
+    ),
     # Shells
     "HF-SHELL-SHAPE": Entry(
         "A cache shell was asked for with a shape that has no elements.",
@@ -218,6 +227,10 @@ CATALOGUE: dict[str, Entry] = {
     "HF-MASK": Entry(
         "The attention mask is not proved to be of a known class.",
         "Attend without a mask: the cache slice already says what is read. A mask built from constants is also proved.",
+    ),
+    "HF-SCOREMOD": Entry(
+        "Attention scores are changed before the softmax by more than a constant factor.",
+        "Pass no score_mod, soft cap or bias; a mask belongs into the mask argument, where its class can be proved.",
     ),
     "HF-LAYOUT": Entry(
         "The axes of an attention operand are not known to be batch, head, rows and channels.",

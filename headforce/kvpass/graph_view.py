@@ -35,6 +35,7 @@ class GraphView:
         self.env = torch_private.shape_env([*example_inputs, *values])
         self.facts = Facts(torch_private.guard_expressions(self.env), torch_private.symbol_ranges(self.env))
         self.binder = Binder(self.placeholders)
+        self.constants: dict[int, dict[Node, Any]] = {}  # what `constants.constant` has found, by the time of the use
         self._shapes: dict[Node, tuple[sympy.Expr, ...] | None] = {}
 
     @cached_property

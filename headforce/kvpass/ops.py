@@ -15,6 +15,9 @@ from torch.fx import Node
 
 from .torch_private import NN_HOME, is_higher_order
 
+PURE_HIGHER_ORDER = frozenset({"flex_attention"})
+"""Higher-order operators that change none of their operands."""
+
 
 def words(text: str) -> frozenset[str]:
     """The words of a text; long sets of names read better so."""
@@ -145,7 +148,7 @@ def writes_in_place(node: Node, operand: Node) -> bool:
     if node.kwargs.get("out") is operand:
         return True
     if is_higher_order(node.target):
-        return True  # a user's Triton kernel writes what it likes
+        return node.target.name() not in PURE_HIGHER_ORDER  # a user's Triton kernel writes what it likes
     if isinstance(node.target, torch._ops.OpOverloadPacket):
         return any(getattr(node.target, name)._schema.is_mutable for name in node.target.overloads())
     if isinstance(node.target, torch._ops.OpOverload):

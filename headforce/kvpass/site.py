@@ -45,8 +45,8 @@ class Operand:
 
 @dataclass(frozen=True)
 class Mask:
-    """The mask, as proved. `kind` is "none", "all_true", "causal" or "block_causal"; `block` is the rows of one
-    block."""
+    """The mask, as proved. `kind` is "none", "all_true", "causal", "block_causal" or "sliding_window"; `block` is the
+    rows of one block, or of the window. The last query is aligned to the last key."""
 
     kind: str
     block: int | None = None

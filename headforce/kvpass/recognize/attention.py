@@ -11,6 +11,9 @@ is not a number in the graph (HF-ATTENTION-FORM). Masks are classified in `mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import sympy
 from torch.fx import Node
 
@@ -28,32 +31,43 @@ def scaled_dot_product_attention(view: GraphView, node: Node) -> AttentionCall |
     """Recognise SDPA; returns the call with operands labelled `[batch, head, seq, dim]`."""
     if node.op != "call_function" or node.target not in torch_private.SDPA_TARGETS:
         return None
-    q, k, v = (argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
-    shapes = [view.shape(x) for x in (q, k, v)]
-    if any(shape is None or len(shape) != 4 for shape in shapes):
-        raise Refused("HF-LAYOUT", f"operands of shape {_show(shapes)}", "query, key and value of shape [B, H, S, D]")
-    # SDPA on CPU accepts K and V that differ in rows and reads what it likes; a guard on their sizes settles it.
-    view.ensure(sympy.Eq(shapes[1][2], shapes[2][2]))
-    cursors = [Cursor(x, label_dims(LABELS, shape)) for x, shape in zip((q, k, v), shapes, strict=True)]
-    scale = argument(node, 6, "scale")
-    if scale is None:
-        if not shapes[0][3].is_Integer:
-            raise Refused("HF-LAYOUT", f"a head dim of {shapes[0][3]}", "a head dim known when compiling")
-        scale = int(shapes[0][3]) ** -0.5
-    number = to_number(scale)
-    if number is None:
-        raise Refused("HF-ATTENTION-FORM", f"a scale computed in the graph ({scale})", "a scale that is a number")
+    given = tuple(argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
+    q, k, v = operands(view, given, LABELS)
     return AttentionCall(
         node=node,
         layout=LABELS,
-        q=cursors[0],
-        k=cursors[1],
-        v=cursors[2],
-        scale=float(number),
+        q=q,
+        k=k,
+        v=v,
+        scale=scale_of(view, argument(node, 6, "scale"), q),
         mask=argument(node, 3, "attn_mask"),
         dropout=argument(node, 4, "dropout_p", 0.0),
         causal=bool(argument(node, 5, "is_causal", False)),
     )
+
+
+def operands(view: GraphView, given: Sequence[Any], layout: tuple[str, ...]) -> list[Cursor]:
+    """Cursors on query, key and value of one layout. Raises HF-LAYOUT unless they have four dims."""
+    shapes = [view.shape(x) for x in given]
+    if any(shape is None or len(shape) != 4 for shape in shapes):
+        raise Refused("HF-LAYOUT", f"operands of shape {_show(shapes)}", f"query, key and value {list(layout)}")
+    # SDPA on CPU accepts K and V that differ in rows and reads what it likes; a guard on their sizes settles it.
+    rows = layout.index("seq")
+    view.ensure(sympy.Eq(shapes[1][rows], shapes[2][rows]))
+    return [Cursor(x, label_dims(layout, shape)) for x, shape in zip(given, shapes, strict=True)]
+
+
+def scale_of(view: GraphView, scale: Any, query: Cursor) -> float:
+    """A scale that is given as a number, or that of the width of a head."""
+    if scale is None:
+        width = view.shape(query.node)[-1]
+        if not width.is_Integer:
+            raise Refused("HF-LAYOUT", f"a head dim of {width}", "a head dim known when compiling")
+        scale = int(width) ** -0.5
+    number = to_number(scale)
+    if number is None:
+        raise Refused("HF-ATTENTION-FORM", f"a scale computed in the graph ({scale})", "a scale that is a number")
+    return float(number)
 
 
 def check_call(view: GraphView, call: AttentionCall) -> None:

@@ -62,10 +62,11 @@ class AttentionCall:
         layout: what each dim of the result is.
         q, k, v: cursors on the operands; the labels are "batch", "head", "seq", "dim" of the operand itself.
         scale: factor on query-key products.
-        mask: the mask operand, or None.
+        mask: None, the mask operand, its class where the call itself says it, or what a recogniser of masks knows.
         causal: whether a causal mask aligned to the first row is asked for.
         dropout: probability.
         product: the query-key product, where attention is written out.
+        operator: the operator into which K and V go, where it has several results of which `node` is one.
     """
 
     node: Node
@@ -78,16 +79,17 @@ class AttentionCall:
     causal: bool = False
     dropout: Any = 0.0
     product: Node | None = None
+    operator: Node | None = None
 
     @property
     def k_user(self) -> Node:
         """The node into which K goes."""
-        return self.product or self.node
+        return self.product or self.v_user
 
     @property
     def v_user(self) -> Node:
         """The node into which V goes."""
-        return self.node
+        return self.operator or self.node
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,9 @@ def _same_value(view: GraphView, one: Cursor, other: Cursor) -> bool:
     a, b = landing(view, one), landing(view, other)
     if a.node is not b.node or a.spans.keys() != b.spans.keys():
         return False
-    equal = all(view.facts.equal(x, y) for label in a.spans for x, y in zip(a.spans[label], b.spans[label], strict=True))
+    equal = all(
+        view.facts.equal(x, y) for label in a.spans for x, y in zip(a.spans[label], b.spans[label], strict=True)
+    )
     casts = a.cursor.casts == b.cursor.casts
     return equal and casts and [_sizes(d) for d in a.cursor.axes] == [_sizes(d) for d in b.cursor.axes]
 

@@ -1,6 +1,6 @@
 """Attention that is seen but not yet rewritten. It is refused by name, so that it is never missed silently.
 
-    flex_attention(q, k, v, block_mask=...)                                   # higher-order operator
+    flex_attention_backward                                                   # higher-order operator
     torch.ops.flash_attn._flash_attn_varlen_forward(...)                      # registered kernels
 
 A recogniser for one of them, with a lower `order`, takes the call before this file does.
@@ -27,7 +27,7 @@ NAMESPACES = frozenset(
     }
 )
 """Namespaces of `torch.library` under which attention kernels are registered."""
-HIGHER_ORDER = frozenset({"flex_attention", "flex_attention_backward"})
+HIGHER_ORDER = frozenset({"flex_attention_backward"})
 
 
 @recognizer("attention", order=90)
