@@ -28,6 +28,7 @@ demo-tiny: .venv/ready
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m headforce.testing.fault_matrix
 
 lint: .venv/ready
 	$(BIN)/ruff check .

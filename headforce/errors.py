@@ -198,6 +198,14 @@ CATALOGUE: dict[str, Entry] = {
         "Name a function without arguments that returns (model, args, kwargs), or a model and its calls "
         "(docs/usage.md); a class will do for families of which an adapter can make a small model.",
     ),
+    "HF-COMPARE": Entry(
+        "The two runs of `headforce compare` gave nothing that can be compared.",
+        "The script has to end well both times and write the same videos; --video says to which files.",
+    ),
+    "HF-VIDEO": Entry(
+        "A video cannot be read or written.",
+        "Films need PyAV (pip install 'headforce[video]'); tensors are read from .npy, .pt and .safetensors, one in a file.",
+    ),
     # Shells
     "HF-SHELL-SHAPE": Entry(
         "A cache shell was asked for with a shape that has no elements.",

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..errors import HeadforceError, nearest
 from ..lowering.targets import find_target
+from ..lowering.verify import Verification
 from ..policy import Policy
 from ..presets import read_policy
 
-_CHOICES = {"on_refuse": ("error", "warn"), "verify": ("off", "plan")}
+_CHOICES = {"on_refuse": ("error", "warn")}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Options:
         inner_options: its options.
         cudagraphs: capture whole passes.
         on_refuse: "error" raises when an attention site was asked for and cannot be rewritten; "warn" leaves it alone.
-        verify: "plan" checks every plan against the oracle; "off" does not. For models that `prepare` did not see.
+        verify, every: what is checked while the model runs, as in `prepare`. For models that `prepare` did not see.
     """
 
     policy: Policy | None = None
@@ -39,7 +40,13 @@ class Options:
     inner_options: Mapping[str, Any] | None = None
     cudagraphs: bool = False
     on_refuse: str = "error"
-    verify: str = "off"
+    verify: str | None = None
+    every: int = 1
+
+    @property
+    def checks(self) -> Verification:
+        """What is checked."""
+        return Verification.of(self.verify, self.every)
 
 
 def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
@@ -71,4 +78,6 @@ def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
             found=type(values["policy"]).__name__,
             needed="a Policy, a file or a preset",
         )
-    return Options(**{"inner_mode": mode, **values})
+    options = Options(**{"inner_mode": mode, **values})
+    options.checks  # noqa: B018  refuses a level that there is not
+    return options

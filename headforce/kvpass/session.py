@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import HeadforceError
+from ..lowering.verify import Verification
 from ..policy import Answer, Policy, Rule, parse_answer
 from ..presets import Labels, read_policy
 from .capture import Adapter, LayerCache, find_model
@@ -40,7 +41,8 @@ def prepare(
     labels: Labels | str | PathLike[str] | None = None,
     mode: str = "owned",
     canonical_order: bool = False,
-    verify: str = "off",
+    verify: str | None = None,
+    every: int = 1,
 ) -> Session:
     """Gives `model` a policy. Compile the model afterwards (`session.compile()`), or the one you compiled before.
 
@@ -53,20 +55,21 @@ def prepare(
             what the model itself still reads.
         canonical_order: read keys in the order of their frames, as view mode always does. Slower; bitwise equal to
             eager under `native()`.
-        verify: "plan" checks every plan against the oracle.
+        verify: what is checked while the model runs: "off", "plan", "site" or "full", see `Verification`; None is what
+            the variable `HEADFORCE_VERIFY` says, or "off". every: of "site", launches of a layer from one check to the
+            next.
 
     Returns a `Session`; `session.restore()` takes everything back. Raises HF-ADAPTER for an unknown family, HF-PREPARED
     for a model that is prepared already, HF-OPTION for an unknown mode.
     """
     if mode not in (OWNED, VIEW):
         raise HeadforceError("HF-OPTION", site="mode", found=repr(mode), needed="'owned' or 'view'")
-    if verify not in ("off", "plan"):
-        raise HeadforceError("HF-OPTION", site="verify", found=repr(verify), needed="'off' or 'plan'")
+    checks = Verification.of(verify, every)
     module, adapter = find_model(model)
     if module in _SESSIONS:
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
     loaded = read_policy(policy, labels)
-    return Session(module, loaded, adapter, mode=mode, canonical=canonical_order, verify=verify == "plan")
+    return Session(module, loaded, adapter, mode=mode, canonical=canonical_order, verify=checks)
 
 
 def session_of(model: nn.Module) -> Session | None:
@@ -91,7 +94,7 @@ class Session:
     """
 
     def __init__(
-        self, model: nn.Module, policy: Policy, adapter: Adapter, *, mode: str, canonical: bool, verify: bool
+        self, model: nn.Module, policy: Policy, adapter: Adapter, *, mode: str, canonical: bool, verify: Verification
     ) -> None:
         self._model = weakref.ref(model)
         self.policy = policy
@@ -176,8 +179,12 @@ class Session:
         for state in states:
             if state is not None:  # adopted when the model was not prepared yet
                 state.caches.release()
-        keys = [cache.tensors()[0] for cache in caches]
-        return ViewCaches(ViewPlans.of(self.policy, len(caches), self.verify), keys, self, caches)
+        return self._watched(caches)
+
+    def _watched(self, caches: Sequence[LayerCache]) -> Caches:
+        """Caches that the model keeps."""
+        plans = ViewPlans.of(self.policy, len(caches), self.verify.plans)
+        return ViewCaches(plans, [cache.tensors()[0] for cache in caches], self, caches)
 
     def _known(self, states: Sequence[Layer | None]) -> Caches:
         sets = {id(state.caches): state.caches for state in states if state is not None}

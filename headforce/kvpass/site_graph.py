@@ -17,11 +17,13 @@ from torch.fx import GraphModule
 
 from ..errors import HeadforceError
 from ..lowering.targets import default_target
+from ..lowering.watch import watching
 from . import torch_private
+from .checking import Checker
 from .eligible import check_ownable, check_viewable
 from .inner import compile_inner
-from .layers import OBSERVED, OWNED, PLAIN, VIEW, Layer, layer_of
-from .lower import lower_owned, lower_view
+from .layers import OBSERVED, OWNED, PLAIN, PROBED, VIEW, Layer, layer_of
+from .lower import lower_owned, lower_probed, lower_view
 from .options import Options
 from .site import SiteReport
 from .site_reader import SiteReader
@@ -33,6 +35,7 @@ _LOWERINGS = {
     OWNED: (check_ownable, lower_owned),
     OBSERVED: (check_ownable, partial(lower_owned, observed=True)),
     VIEW: (check_viewable, lower_view),
+    PROBED: (check_viewable, lower_probed),
 }
 
 
@@ -88,7 +91,13 @@ class SiteGraph:
             caches.session.uses(self)
         for reader, layer in zip(self._readers, layers, strict=True):
             reader.enter(layer, args, self._target)
-        return run(*args, *caches.inputs(layers))
+        checks = self.settings.checks if caches.session is None else caches.session.verify
+        added = caches.inputs(layers)
+        if not checks.launches:
+            return run(*args, *added)
+        policy = self.settings.policy if caches.session is None else caches.session.policy
+        with watching(Checker(checks, self.report.found, layers, policy, self._target)):
+            return run(*args, *added)
 
     def _layers(self, keys: Sequence[Tensor]) -> list[Layer]:
         """The layers whose K caches these are; empty if headforce has nothing to do with them."""

@@ -25,7 +25,7 @@ class Unprepared:
     def __init__(self, report: SiteReport, settings: Options) -> None:
         assert settings.policy is not None
         self._order = _order(report) if settings.policy.by_layer else list(range(len(report.found)))
-        self._plans = ViewPlans.of(settings.policy, len(report.found), settings.verify == "plan")
+        self._plans = ViewPlans.of(settings.policy, len(report.found), settings.checks.plans)
         self._joined = any(site.cache.kind == "cat" for site in report.found)
         self._own: ViewCaches | None = None
 

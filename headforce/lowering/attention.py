@@ -12,11 +12,12 @@ from ..errors import HeadforceError
 from ..kernels.config import INTERPRETED, Config, architecture_of, config_of
 from ..kernels.spec import LOG2E, Spec
 from .bounds import check_bounds, checks_launches
-from .codegen import kernel_of
+from .codegen import kernel_of, source_of
 from .launch import DTYPES, launch, named, prepare_interpreter
 from .pool import processors_of
 from .schedule import cuts
 from .tiles import describable, gluon_tiles, strides, tiles
+from .watch import Launch
 
 PORTABLE, HOPPER = "ragged_attention", "hopper_attention"
 HOPPER_WIDTHS = (64, 128)
@@ -35,18 +36,47 @@ def layer_attention(
     scale: float,
 ) -> Tensor:
     """What a target is: `attention` with the configuration for the device, and tables as the planner cuts them."""
-    device = query.device
-    batch, tokens, heads, dim = query.shape
     if kernel == HOPPER:
         _check_hopper(query, key, value, scale)
+    config, parts, rows = _cut(kernel, query, value)
+    tables = (reads, runs, theta, first_pair, style, scale)
+    cut = {"config": config, "most_parts": parts, "workspace_rows": rows}
+    return attention(query, key, value, *tables, kernel=kernel, **cut)[0]  # type: ignore[arg-type]
+
+
+def source_of_launch(kernel: str, launch: Launch) -> str:
+    """The text of the kernel that `layer_attention` runs for these operands."""
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in launch[:3])
+    config, parts, _ = _cut(kernel, query, value)
+    return source_of(kernel, _spec((query, key, value), launch.theta, launch.style, config, parts > 1, False))
+
+
+def _cut(kernel: str, query: Tensor, value: Tensor) -> tuple[Config, int, int]:
+    """The configuration for the device, and into how many parts and workspace rows the planner cuts."""
+    device = query.device
+    batch, tokens, heads, dim = query.shape
     if device.type == "cpu":
         config = INTERPRETED
     else:
         config = config_of(kernel, architecture_of(device), dim, value.shape[-1], query.dtype)
-    parts, rows = cuts(batch * heads, tokens, processors_of(device))
-    tables = (reads, runs, theta, first_pair, style, scale)
-    cut = {"config": config, "most_parts": parts, "workspace_rows": rows}
-    return attention(query, key, value, *tables, kernel=kernel, **cut)[0]  # type: ignore[arg-type]
+    return config, *cuts(batch * heads, tokens, processors_of(device))
+
+
+def _spec(
+    operands: tuple[Tensor, Tensor, Tensor], theta: Tensor, style: str, config: Config, parts: bool, lse: bool
+) -> Spec:
+    query, key, value = operands
+    return Spec(
+        dtype=query.dtype,
+        cache_dtype=key.dtype,
+        head_dim=query.shape[-1],
+        value_dim=value.shape[-1],
+        rotation=style if theta.numel() else None,
+        parts=parts,
+        lse=lse,
+        descriptors=config.descriptors and describable(key) and describable(value),
+        config=config,
+    )
 
 
 def attention(
@@ -82,18 +112,8 @@ def attention(
         of_query = {"batch": query.shape[0], "heads": query.shape[2], "tokens": query.shape[1]}
         check_bounds(reads, runs, **of_query, rows=rows, most_parts=most_parts, workspace_rows=workspace_rows)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    batch, tokens, heads, dim = query.shape
-    spec = Spec(
-        dtype=query.dtype,
-        cache_dtype=key.dtype,
-        head_dim=dim,
-        value_dim=value.shape[-1],
-        rotation=style if theta.numel() else None,
-        parts=most_parts > 1,
-        lse=with_lse,
-        descriptors=config.descriptors and describable(key) and describable(value),
-        config=config,
-    )
+    batch, tokens, heads, _ = query.shape
+    spec = _spec((query, key, value), theta, style, config, most_parts > 1, with_lse)
     if kernel == HOPPER:
         _check_hopper(query, key, value, scale)
         _check_hopper_layout(spec, key)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadforceError
+from ..policy import FrameSet
 from .bounds import check_bounds, check_pages
-from .plan import ChunkPlan
+from .plan import Cell, ChunkPlan
 from .stream import Stream
 from .tables import Regions, build_tables
 
@@ -68,6 +69,17 @@ class PagePool:
     def nbytes(self) -> int:
         """Bytes of K and V, history and current chunk together."""
         return self.k.nbytes + self.v.nbytes
+
+    def frames_at(self, cell: Cell, row: int, rows: int) -> str:
+        """In words, what lies in rows [row, row + rows) of the pool, which are in the region of one head."""
+        assert self.regions is not None
+        layer, batch, head = cell
+        frame = {page: f for f, page in self.stream.lane(layer, head, batch).slots.slot.items()}
+        first = int(self.regions.base[layer, batch, head])
+        pages = range(row // self.shape.rows - first, -(-(row + rows) // self.shape.rows) - first)
+        found = FrameSet.of(frame[page] for page in pages if page in frame)
+        words = [f"frames {found}"] if found else []
+        return " and ".join(words + ["parts of frames"] * any(page not in frame for page in pages))
 
     def update(self) -> None:
         """Follows the stream to its current chunk: grows the pools if regions grew, and uploads the tables.

@@ -1,5 +1,19 @@
 """Checking what was planned, launched and written."""
 
+from .contents import Contents
+from .failure import write_launch, write_plan
+from .launches import Deviation, deviation
 from .plan import check_operands, check_plan, check_tables
+from .settings import Verification
 
-__all__ = ["check_operands", "check_plan", "check_tables"]
+__all__ = [
+    "Contents",
+    "Deviation",
+    "Verification",
+    "check_operands",
+    "check_plan",
+    "check_tables",
+    "deviation",
+    "write_launch",
+    "write_plan",
+]

@@ -20,10 +20,6 @@ class Contents:
     def __init__(self) -> None:
         self._of: dict[Cell, dict[int, tuple[int, int]]] = {}
 
-    def forget(self) -> None:
-        """Another video begins."""
-        self._of.clear()
-
     def wrote(self, layer: int, frames: Sequence[int], key: Tensor, value: Tensor, pool: PagePool) -> None:
         """A chunk [B, S, H, D] of a layer was written: frame by frame it counts from now on."""
         rows = pool.shape.rows

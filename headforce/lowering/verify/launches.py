@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def deviation(launch: Launch, result: Tensor, sampled: int | None = SAMPLED, see
     """
     worst: Deviation | None = None
     named = torch.zeros(result.shape[:3], dtype=torch.bool)
-    for number, (batch, head, first, count, first_run, runs, *_) in enumerate(launch.reads.tolist()):
+    for number, (batch, head, first, count, *_) in enumerate(launch.reads.tolist()):
         if not count:
             continue
         named[batch, first : first + count, head] = True
@@ -56,11 +56,13 @@ def deviation(launch: Launch, result: Tensor, sampled: int | None = SAMPLED, see
             worst = found
     if worst is not None:
         likeness, run = _likeness(launch, worst, result)
-        return Deviation(*tuple(vars(worst).values())[:6], likeness, run)
+        return replace(worst, likeness=likeness, run=run)
     unnamed = result[~named.to(result.device)]
     if unnamed.numel() and bool(unnamed.ne(0).any()):
         batch, row, head = ((~named) & result.ne(0).any(-1).cpu()).nonzero()[0].tolist()
-        return Deviation(-1, batch, head, (row,), float(unnamed.abs().max()), 0.0, "a value where no read names the row")
+        return Deviation(
+            -1, batch, head, (row,), float(unnamed.abs().max()), 0.0, "a value where no read names the row"
+        )
     return None
 
 
