@@ -43,7 +43,7 @@ def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_float8_linears_around_a_rewritten_site() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     for block in model.blocks:
         for owner in (block.self_attn, block.cross_attn):
             for name in ("q", "k", "v", "o"):
@@ -63,11 +63,11 @@ def test_float8_linears_around_a_rewritten_site() -> None:
             model, backend="headforce", options={"inner": "headforce_test_counting"}, fullgraph=True
         )
         result = videos(compiled, model.config, LENGTHS)
-        assert session.launches == [3 * 3] * 2
-        assert session.report.count("rewritten") == 2 * session.report.graphs
+        assert session.launches == [3 * 3]
+        assert session.report.count("rewritten") == session.report.graphs
     assert torch.equal(result[0], eager[0])
     assert all(block.self_attn.q.weight.dtype == torch.float8_e4m3fn for block in model.blocks)
     for count in counts:
-        assert count["ragged_attention"] == 2
+        assert count["ragged_attention"] == 1
         # Keys and values of the text are made once, in the first pass.
-        assert count["scaled_mm"] == (20 if count is counts[0] else 16)
+        assert count["scaled_mm"] == (10 if count is counts[0] else 8)
