@@ -179,6 +179,23 @@ CATALOGUE: dict[str, Entry] = {
         "The demo lacks something that it needs.",
         "It runs the example model of a checkout: `git clone` headforce and run `make demo` in its top folder.",
     ),
+    # Profiles
+    "HF-PROFILE-FILE": Entry(
+        "A profile on disk cannot be read or written, or it is of something else.",
+        "Give another folder, or measure again with --fresh. A profile is read by the version that wrote it.",
+    ),
+    "HF-PROFILE-DATA": Entry(
+        "What was measured is not enough, or not whole.",
+        "Make longer videos, name a chunk and a pass that all videos have, and see that every pass is compiled.",
+    ),
+    "HF-PROFILE-METHOD": Entry(
+        "A way to classify heads, or a constant of it, does not exist or is out of range.",
+        "The message lists what there is; docs/profile.md explains each.",
+    ),
+    "HF-BUDGET": Entry(
+        "No policy can be found within the budget.",
+        "Raise the budget, or give cheaper candidates with --rule, such as drop().",
+    ),
     # Scripts that are run unedited.
     "HF-RUN-START": Entry(
         "The command of `headforce run` cannot be started.",

@@ -16,8 +16,8 @@ from ..presets import read_policy
 from .breaks import watched_breaks
 from .capture import Adapter, find_adapter
 from .explanation import Explanation
+from .observer import Observer
 from .outlook import outlook
-from .recorder import Recorder
 from .session import Session, session_of
 from .shell import is_shell, make_shell
 
@@ -40,17 +40,17 @@ def explain(model: nn.Module, *args: Any, policy: Policy | str | None = None, **
     own = session.policy if session is not None else None
     given = own if policy is None else read_policy(policy)
     args, kwargs = copy.deepcopy((args, kwargs), _shells(session, model, args, kwargs))
-    recorder = Recorder()
+    observer = Observer()
     with _traceable(model, session, args, kwargs) as adapter, watched_breaks() as breaks:
-        torch.compile(model, backend=recorder)(*args, **kwargs)
+        torch.compile(model, backend=observer)(*args, **kwargs)
     return Explanation(
         model=type(model).__name__,
         family=None if adapter is None else adapter.name,
         prepared=None if session is None else session.mode,
-        graphs=len(recorder.reports),
+        graphs=len(observer.reports),
         breaks=tuple(breaks),
-        sites=tuple(recorder.lines()),
-        outlook=None if given is None else outlook(given, recorder.ran, adapter, model),
+        sites=tuple(sorted(observer.lines(), key=lambda site: site.graph)),
+        outlook=None if given is None else outlook(given, observer.ran, adapter, model),
     )
 
 
@@ -79,7 +79,5 @@ def _traceable(
             if adapter is not None:
                 stack.enter_context(adapter.install(model))
         if adapter is not None:
-            for cache in adapter.caches(model, args, kwargs):
-                cache.replace(*cache.tensors())
-            stack.enter_context(adapter.shims(model, args, kwargs))
+            stack.enter_context(adapter.traceable(model, args, kwargs))
         yield adapter

@@ -20,7 +20,7 @@ class SiteFacts:
     Attributes:
         graph, name, where: the number of the graph, the path of the module, and file:line of the call.
         verdict: "found", "refused" or "excluded". code, reason: why, if not found.
-        cache, rope, query: what was recognised, in words.
+        query, frames, cache, rope: what was recognised, in words; the frames are those of this pass.
         not_owned, not_viewed: why the site cannot be rewritten in owned or in view mode; empty if it can.
     """
 
@@ -31,6 +31,7 @@ class SiteFacts:
     code: str = ""
     reason: str = ""
     query: str = ""
+    frames: str = ""
     cache: str = ""
     rope: str = ""
     not_owned: str = ""
@@ -43,8 +44,7 @@ class SiteFacts:
         shared = "" if site.heads == site.kv_heads else f" over {site.kv_heads} K/V heads"
         end = facts.start + facts.frames - 1
         query = f"{site.heads} heads x {site.head_dim}{shared}, {str(site.dtype).removeprefix('torch.')}"
-        if facts.start >= 0:
-            query += f"; frames {facts.start} to {end}, {facts.rows} tokens each"
+        frames = f"frames {facts.start} to {end}, {facts.rows} tokens each" if facts.start >= 0 else ""
         kept = f"{facts.cache_rows} rows" + (f", {facts.cache_rows // facts.rows} frames" if facts.start >= 0 else "")
         cache = {"append": f"written in place, {kept}", "cat": f"joined by cat, {kept} of past"}[form.kind]
         if form.roll is not None:
@@ -62,6 +62,7 @@ class SiteFacts:
             site.where,
             "found",
             query=query,
+            frames=frames,
             cache=cache,
             rope=words,
             not_owned=not_owned,
@@ -84,7 +85,7 @@ class SiteFacts:
         if self.verdict != "found":
             return ()
         return (
-            f"attention  {self.query}",
+            f"attention  {self.query}" + (f"; {self.frames}" if self.frames else ""),
             f"cache      {self.cache}",
             f"RoPE       {self.rope}",
             f"owned      {self.not_owned or 'yes'}",
@@ -96,7 +97,8 @@ def _inclusive(bounds: tuple[int, int]) -> tuple[int, int]:
     return bounds[0], bounds[1] - 1
 
 
-def _counted(count: int, word: str) -> str:
+def counted(count: int, word: str) -> str:
+    """The number with its word, in the plural unless it is one."""
     return f"{count} {word}" + ("" if count == 1 else "s")
 
 
@@ -183,7 +185,7 @@ class Explanation:
         counts = ", ".join(f"{self.count(v)} {v}" for v in ("found", "refused", "excluded"))
         lines = [
             f"{self.model}, {family}{state}",
-            f"{_counted(self.graphs, 'graph')}, {_counted(len(self.breaks), 'graph break')}; attention calls: {counts}",
+            f"{counted(self.graphs, 'graph')}, {counted(len(self.breaks), 'graph break')}; attention calls: {counts}",
             *(f"graph break: {found}" for found in self.breaks),
         ]
         said: set[tuple[str, ...]] = set()

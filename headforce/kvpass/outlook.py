@@ -15,7 +15,7 @@ from ..policy.chunk import Chunk
 from .capture import Adapter
 from .explanation import ClassLine, Outlook
 from .layers import PassFacts
-from .recorder import Ran, why_not
+from .observer import Ran, why_not
 from .view_plans import check_view, view_rule
 
 EVICTIONS = 2

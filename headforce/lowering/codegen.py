@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from ..kernels.spec import Spec
+from ..whole_file import write_whole
 from .folding import fold
 
 FOLDER_VARIABLE = "HEADFORCE_CACHE_DIR"
@@ -58,15 +59,7 @@ def _written(path: Path, text: str) -> Path:
     """The file, with this text in it; another process may be writing the same."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return path
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.chmod(file.name, 0o644)  # others may share the folder
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
+    write_whole(path, text)
     return path
 
 

@@ -53,7 +53,7 @@ def test_every_attention_call_is_in_it() -> None:
     ]
     assert all("attention.py:" in site.where for site in seen.sites)
     assert seen.sites[0].cache == "written in place, 144 rows, 6 frames"
-    assert "frames 0 to 2, 24 tokens each" in seen.sites[0].query
+    assert seen.sites[0].frames == "frames 0 to 2, 24 tokens each"
     assert (seen.sites[0].not_owned, seen.sites[0].not_viewed, seen.outlook) == ("", "", None)
     assert json.loads(json.dumps(seen.to_json()))["sites"][0]["verdict"] == "found"
 
@@ -166,9 +166,11 @@ def test_graph_breaks_are_listed() -> None:
     model.blocks[0].ffn.register_forward_hook(lambda *_: torch._dynamo.graph_break())
     seen = headforce.explain(model, *args, **kwargs)
     assert seen.graphs > 1
-    assert seen.breaks
+    assert [(found.cause, Path(found.where.rpartition(":")[0]).name) for found in seen.breaks] == [
+        ("graph_break()", "test_explain.py")
+    ]
     assert seen.count("found") == 2
-    assert "graph break: " in str(seen)
+    assert "graph break: graph_break() at " in str(seen)
 
 
 def test_a_policy_that_does_not_fit_raises() -> None:

@@ -1,5 +1,5 @@
 """Adapters: what is known about families of models, one file each."""
 
-from .adapter import Adapter, LayerCache, adapter, find_adapter, find_model
+from .adapter import Adapter, Call, LayerCache, adapter, adapters, find_adapter, find_model, modules_of
 
-__all__ = ["Adapter", "LayerCache", "adapter", "find_adapter", "find_model"]
+__all__ = ["Adapter", "Call", "LayerCache", "adapter", "adapters", "find_adapter", "find_model", "modules_of"]

@@ -6,8 +6,8 @@ import importlib
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +18,9 @@ from ...errors import HeadforceError
 from ...policy import Rule
 
 ENTRY_POINTS = "headforce.adapters"
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+"""The arguments of one call of a model, by place and by name."""
 
 
 class LayerCache(ABC):
@@ -70,6 +73,8 @@ class Adapter(ABC):
     """What headforce has to know about a family of models before it can own their caches."""
 
     name: ClassVar[str]
+    replaces: ClassVar[Mapping[str, str]] = {}
+    """A word of a line of the family's code that ends graphs -> what is put there while a prepared model runs."""
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:
@@ -92,6 +97,13 @@ class Adapter(ABC):
         if caches:
             raise NotImplementedError(f"{type(self).__name__} names text caches, but does not say how to empty them")
 
+    def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
+        """A small model of a class of this family, with random weights, and calls that fill its cache and evict.
+
+        None for a class of another family, and for a family whose calls nobody has written down.
+        """
+        return None
+
     def install(self, model: nn.Module) -> ExitStack:
         """What has to be replaced on this one model for as long as it is prepared; closing the stack undoes it."""
         return ExitStack()
@@ -99,6 +111,14 @@ class Adapter(ABC):
     def shims(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
         """What has to be replaced in the code of the family while one call runs."""
         return nullcontext()
+
+    @contextmanager
+    def traceable(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """One call can be traced inside, on caches that stay the caller's."""
+        for layer in self.caches(model, args, kwargs):
+            layer.replace(*layer.tensors())
+        with self.shims(model, args, kwargs):
+            yield
 
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -130,7 +150,7 @@ def find_model(target: Any) -> tuple[nn.Module, Adapter]:
     `target` may be a pipeline: the outermost module in it that an adapter knows is meant, and an adapter that was
     registered later is asked about all of them first. HF-ADAPTER if there is none or more than one.
     """
-    modules = list(dict.fromkeys(module for root in _roots(target) for module in root.modules()))
+    modules = modules_of(target)
     for candidate in adapters():
         found = [module for module in modules if candidate.matches(module)]
         inner = {child for module in found for child in module.modules() if child is not module}
@@ -143,6 +163,11 @@ def find_model(target: Any) -> tuple[nn.Module, Adapter]:
         if outermost:
             return outermost[0], candidate
     raise _unknown(target)
+
+
+def modules_of(target: Any) -> list[nn.Module]:
+    """Every module that a model is made of, or those that a pipeline holds."""
+    return list(dict.fromkeys(module for root in _roots(target) for module in root.modules()))
 
 
 def _roots(target: Any) -> list[nn.Module]:

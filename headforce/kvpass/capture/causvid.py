@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from ...policy import Rule
-from .adapter import LayerCache, adapter
+from .adapter import Call, LayerCache, adapter
 from .dict_cache import DictCache, window_rule
 from .wan import WanAdapter
+from .wan_example import wan_example
 
 
 class UnindexedDictCache(DictCache):
@@ -35,6 +36,9 @@ class CausVidAdapter(WanAdapter):
 
     def layer_cache(self, cache: dict[str, Any], adopted: bool) -> LayerCache:
         return UnindexedDictCache(cache, adopted=adopted)
+
+    def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
+        return wan_example(self, kind, window=None, indexed=False)
 
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         held = cache_rows // tokens_per_frame

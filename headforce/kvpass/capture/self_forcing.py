@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ...policy import Rule
-from .adapter import adapter
+from .adapter import Call, adapter
 from .dict_cache import window_rule
 from .wan import WanAdapter
+from .wan_example import wan_example
 
 
 @adapter("self-forcing")
@@ -16,6 +17,9 @@ class SelfForcingAdapter(WanAdapter):
 
     def knows(self, model: nn.Module, attention: nn.Module) -> bool:
         return hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size")
+
+    def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
+        return wan_example(self, kind, window=6, indexed=True)
 
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         attention = model.blocks[0].self_attn  # type: ignore[union-attr, index]

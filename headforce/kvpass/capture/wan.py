@@ -17,7 +17,7 @@ import inspect
 import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,12 @@ _GRIDS: weakref.WeakKeyDictionary[nn.Module, GridOf] = weakref.WeakKeyDictionary
 
 class WanAdapter(Adapter):
     """A `CausalWanModel`: blocks with `self_attn` and `cross_attn`, and `_forward_inference` for calls with a cache."""
+
+    replaces: ClassVar[Mapping[str, str]] = {
+        "grid_sizes": "the frame grid is handed over as Python ints",
+        "_end_index": "cache indices are boxes of a Python int",
+        "flash_attention": "cross-attention runs through scaled_dot_product_attention",
+    }
 
     def matches(self, model: nn.Module) -> bool:
         if not hasattr(model, "_forward_inference"):

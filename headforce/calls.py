@@ -1,0 +1,116 @@
+"""A model and calls of it, as a user names them: `package.module:NAME` or `FILE.py:NAME`."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from .errors import HeadforceError
+from .kvpass.capture import Call, adapters
+
+FORMS = "(model, args, kwargs), (model, [(args, kwargs), ...]) or (model, function that calls the model it is given)"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model and how it is called.
+
+    Attributes:
+        model: the model, or a pipeline that holds one.
+        calls: the calls, in order, or a function that makes them on the model (or pipeline) that it is given.
+    """
+
+    model: Any
+    calls: Sequence[Call] | Callable[[Any], object]
+
+    @staticmethod
+    def of(made: Any, site: str = "") -> Example:
+        """The example that a factory returned, in one of `FORMS`. Raises HF-EXAMPLE for anything else."""
+        if isinstance(made, tuple) and len(made) == 3 and _is_call(made[1:]):
+            return Example(made[0], [made[1:]])
+        if isinstance(made, tuple) and len(made) == 2 and callable(made[1]):
+            return Example(*made)
+        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], list) and all(map(_is_call, made[1])):
+            return Example(*made)
+        raise HeadforceError("HF-EXAMPLE", site=site, found=_described(made), needed=FORMS)
+
+    def first(self, site: str = "") -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+        """The model and the arguments of the first call. Raises HF-EXAMPLE where a function makes the calls."""
+        if callable(self.calls) or not self.calls:
+            found = "a function that calls the model" if callable(self.calls) else "no call"
+            raise HeadforceError("HF-EXAMPLE", site=site, found=found, needed="the arguments of a call")
+        return self.model, *self.calls[0]
+
+
+def load_example(target: str) -> Example:
+    """The example that a target names: a function without arguments that returns one, or a class of models.
+
+    A class will do if an adapter can make a small model of it, with random weights, and calls of it.
+
+    Raises HF-EXAMPLE for a name that is not there, or that gives no example.
+    """
+    named = _named(target)
+    if isinstance(named, type) and issubclass(named, nn.Module):
+        return _of_class(named, target)
+    if not callable(named):
+        raise HeadforceError("HF-EXAMPLE", site=target, found=_described(named), needed="a function or a class")
+    return Example.of(named(), target)
+
+
+def _named(target: str) -> Any:
+    place, _, name = target.rpartition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python` would find the packages next to the user
+    try:
+        if place.endswith(".py"):
+            names: Any = SimpleNamespace(**runpy.run_path(place)) if Path(place).is_file() else None
+        else:
+            names = importlib.import_module(place)
+    except (ImportError, ValueError) as error:
+        raise _missing(target, f"{type(error).__name__}: {error}") from error
+    if names is None:
+        raise _missing(target, "no such file")
+    try:
+        return attrgetter(name)(names)
+    except AttributeError as error:
+        raise _missing(target, f"nothing of the name {name!r}") from error
+
+
+def _missing(target: str, found: str) -> HeadforceError:
+    return HeadforceError("HF-EXAMPLE", site=target, found=found, needed="package.module:NAME or FILE.py:NAME")
+
+
+def _of_class(kind: type[nn.Module], target: str) -> Example:
+    for adapter in adapters():
+        made = adapter.example(kind)
+        if made is not None:
+            return Example.of(made, target)
+    raise HeadforceError(
+        "HF-EXAMPLE",
+        site=target,
+        found=f"the class {kind.__qualname__}, of which no adapter can make a model and its inputs",
+        needed=f"a function that returns {FORMS}",
+    )
+
+
+def _is_call(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], list | tuple)
+        and isinstance(value[1], Mapping)
+    )
+
+
+def _described(value: Any) -> str:
+    parts = f" of {', '.join(type(part).__name__ for part in value)}" if isinstance(value, tuple) else ""
+    return f"a {type(value).__name__}{parts}"

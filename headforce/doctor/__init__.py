@@ -1,0 +1,1 @@
+"""What headforce can do for a model that it has never seen, and what stands in the way: `headforce doctor`."""

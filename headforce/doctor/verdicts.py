@@ -1,0 +1,59 @@
+"""From all passes of all attention calls to one verdict for each site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..kvpass.capture import Adapter
+from ..kvpass.explanation import SiteFacts
+from .diagnosis import EXCLUDED, OWNED, REFUSED, VIEW, SiteVerdict
+from .watch import Watched
+
+_ORDER = (EXCLUDED, OWNED, VIEW, REFUSED)
+"""From what counts least to what counts most, where passes differ."""
+
+
+def site_verdicts(final: Watched, bare: Watched, adapter: Adapter | None) -> tuple[SiteVerdict, ...]:
+    """One verdict for each place of each module: the worst of its passes, in the fullest words."""
+    verdicts: dict[tuple[str, str], SiteVerdict] = {}
+    for facts in final.sites:
+        new = _verdict(facts, bare, adapter)
+        old = verdicts.get((new.name, new.where))
+        if old is None or _weight(new) >= _weight(old):
+            verdicts[new.name, new.where] = new
+    return tuple(verdicts.values())
+
+
+def _weight(site: SiteVerdict) -> tuple[int, int]:
+    return _ORDER.index(site.verdict), len(site.cache)  # an eviction is told behind the rest
+
+
+def _verdict(facts: SiteFacts, bare: Watched, adapter: Adapter | None) -> SiteVerdict:
+    place = {"name": facts.name, "where": facts.where}
+    if facts.verdict == EXCLUDED:
+        return SiteVerdict(**place, verdict=EXCLUDED, code=facts.code, reason=facts.reason)
+    words: dict[str, Any] = {**place, "query": facts.query, "cache": facts.cache, "rope": facts.rope}
+    words["bare"] = _bare(facts, bare)
+    if facts.verdict == REFUSED:
+        return SiteVerdict(**words, verdict=REFUSED, code=facts.code, reason=facts.reason)
+    if facts.not_viewed:
+        return SiteVerdict(**words, verdict=REFUSED, **_coded(facts.not_viewed))
+    if facts.not_owned:
+        return SiteVerdict(**words, verdict=VIEW, **_coded(facts.not_owned))
+    if adapter is None:
+        reason = "no adapter knows how the caches come to the model"
+        return SiteVerdict(**words, verdict=VIEW, code="HF-ADAPTER", reason=reason)
+    return SiteVerdict(**words, verdict=OWNED)
+
+
+def _bare(facts: SiteFacts, bare: Watched) -> str:
+    """What a bare `torch.compile` can do with a call; the worst of its passes. Broken graphs know modules less well."""
+    here = [site for site in bare.sites if site.where == facts.where and site.verdict != EXCLUDED]
+    seen = [site for site in here if site.name == facts.name] or here
+    codes = [site.code or _coded(site.not_viewed)["code"] for site in seen]
+    return next(filter(None, codes), VIEW if seen else "")
+
+
+def _coded(refusal: str) -> dict[str, str]:
+    code, _, reason = refusal.removeprefix("[").partition("] ")
+    return {"code": code, "reason": reason}
