@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from .graph_view import GraphView
 from .history import landing
-from .normal_form import Cursor, settle
+from .normal_form import Cursor, settle, walk
 from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first
 from .recognize.attention import check_call
@@ -74,6 +74,9 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     if match.form.kind == "cat" and not match.form.returned:
         notes = (*notes, "the grown history is not an output of this graph: the caller keeps the past in another way")
     form = replace(match.form, keys_rotated=None if rope is None else ("before" if rotated is None else "after"))
+    if None in (query.layout, new_key.layout, new_value.layout, key.layout, value.layout):
+        raise Refused("HF-LAYOUT", "an operand without a dim for each axis", "operands made from [B, S, H, D]")
+    _check_heads(view, new_value)
     shapes = {
         name: dict(zip(c.layout, view.shape(c.node), strict=True))
         for name, c in (("q", query), ("k", new_key), ("v", new_value))
@@ -103,6 +106,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         rope=rope,
         dtype=view.dtype(call.node),
         notes=notes,
+        folded=call.folded,
     )
 
 
@@ -210,6 +214,13 @@ def _check_sizes(
             "K/V heads tiled, so that query head h reads head h mod n",
             "each K/V head repeated for adjacent query heads",
         )
+
+
+def _check_heads(view: GraphView, value: Cursor) -> None:
+    """The axis that is cut out of the channels has to be the head axis; attention itself takes the two in any order."""
+    for step in walk(value, view):
+        if any({"batch", "dim"} <= {atom.label for atom in dim} for dim in step.axes):
+            raise Refused("HF-LAYOUT", "heads in front of the batch", "operands whose first axis is the batch")
 
 
 def _head_atoms(view: GraphView, cursor: Cursor) -> list[Any]:

@@ -91,6 +91,26 @@ def lower_view(
     return _finished(module, added)
 
 
+def lower_probed(
+    module: GraphModule, example_inputs: Sequence[Any], sites: Sequence[Site], target: str, device: torch.device
+) -> Lowered:
+    """Measures attention in `module`, a copy that nobody else uses, and leaves everything else as it is.
+
+    An input is added for the query rows that are measured, then one for the statistics of each site.
+    """
+    added = AddedInputs(module, example_inputs)
+    rows = added.add("hf_rows", (14,), torch.int64, device, (0,))
+    for i, site in enumerate(sites):
+        shape = (3, 2, site.heads, 4, 5)
+        statistics = added.add(f"hf_statistics_{i}", shape, torch.float32, device, (1, 3, 4))
+        with module.graph.inserting_before(site.node):
+            query = _arranged(module.graph, site.query, site.dtype)
+            key = _arranged(module.graph, site.key, site.key.dtype)
+            arguments = (query, key, rows, statistics, site.key_scale)
+            module.graph.call_function(torch.ops.headforce.measure_attention.default, arguments)
+    return _finished(module, added)
+
+
 def _theta(added: AddedInputs, device: torch.device) -> Node:
     return added.add("hf_theta", (8,), torch.float64, device, (0,))
 
@@ -151,6 +171,8 @@ def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, ta
             torch.ops.headforce.ragged_attention.default, (*sources, *rotated_pairs(site), scale, target)
         )
         result = graph.call_method("permute", (attention, *(LAYOUT.index(axis) for axis in site.layout)))
+        if site.folded is not None:
+            result = graph.call_method("flatten", (result, site.folded, site.folded + 1))
     result.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(result)
     _erase_unused(graph, (site.node,))

@@ -53,6 +53,17 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """A mask that says which places are hidden, where others say which are read."""
+
+    node: Node
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+
+@dataclass(frozen=True)
 class Roll:
     """Eviction inside the graph: rows `source` are moved to `target` before the new rows are written.
 
@@ -207,7 +218,8 @@ class Site:
         where: file:line of the model's source.
         role: "self" (attention over a history of its own).
         node: the attention node; a rewrite replaces its value.
-        layout: what each dim of the attention node's result is.
+        layout: what each dim of the attention node's result is. folded: None, or the first of two adjacent dims of
+            `layout` that are one in the result.
         query: the query as attention sees it (rotated).
         new_key, new_value: K and V of this pass, before they enter the cache.
         key, value: K and V as attention sees them: the rows `cache.segments`, in order. With keys that are rotated when
@@ -246,6 +258,7 @@ class Site:
     rope: RopeForm | None
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
+    folded: int | None = None
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,32 @@ def written_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
+def written_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads folded into the batch, and an addend that is not used (older diffusers)."""
+    rows = q.shape[1], k.shape[1]
+    q, k, v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (q, k, v))
+    unused = torch.empty(q.shape[0], *rows, dtype=q.dtype, device=q.device)
+    scores = torch.baddbmm(unused, q, k.transpose(-1, -2), beta=0, alpha=0.25)
+    return torch.bmm(scores.softmax(dim=-1), v).view(-1, HEADS, rows[0], q.shape[-1]).transpose(1, 2)
+
+
+def written_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A mask that hides nothing, added by `baddbmm`; batch and heads folded by a reshape."""
+    batch, rows = q.shape[0], (q.shape[1], k.shape[1])
+    q, k, v = (x.permute(0, 2, 1, 3).flatten(0, 1) for x in (q, k, v))
+    mask = torch.zeros(1, *rows, dtype=q.dtype, device=q.device).expand(q.shape[0], -1, -1)
+    weights = torch.softmax(torch.baddbmm(mask, q * HEAD_DIM**-0.5, k.mT), dim=-1)
+    return (weights @ v).unflatten(0, (batch, -1)).permute(0, 2, 1, 3)
+
+
+def written_filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores as [B, S, K, H], softmax over their third axis, values in front, a filled mask that hides nothing."""
+    scores = torch.einsum("...qhd,...khd->...hqk", q, k) * 0.25
+    hidden = torch.zeros(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
+    scores = scores.masked_fill(hidden, -torch.inf).permute(0, 2, 3, 1)
+    return torch.einsum("bkhd,bqkh->bqhd", v, F.softmax(scores, dim=2))
+
+
 CORES: dict[str, tuple[Callable[..., Tensor], int]] = {  # with the number of K/V heads
     "sdpa": (sdpa, HEADS),
     "sdpa_permuted": (sdpa_permuted, HEADS),
@@ -304,6 +330,9 @@ CORES: dict[str, tuple[Callable[..., Tensor], int]] = {  # with the number of K/
     "sdpa_repeated": (sdpa_repeated, 2),
     "written": (written, HEADS),
     "written_einsum": (written_einsum, HEADS),
+    "written_bmm": (written_bmm, HEADS),
+    "written_mask": (written_mask, HEADS),
+    "written_filled": (written_filled, HEADS),
 }
 
 

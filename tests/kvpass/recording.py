@@ -128,6 +128,8 @@ def check_site(report: SiteReport, site: Site, args, caches, seen, angles=None) 
         out = F.scaled_dot_product_attention(q, keys, values, scale=scale).permute(
             tuple(("batch", "head", "seq", "dim").index(label) for label in site.layout)
         )
+        if site.folded is not None:
+            out = out.flatten(site.folded, site.folded + 1)
         torch.testing.assert_close(out, seen[site.node], rtol=tolerance, atol=tolerance)
     rope = {}
     if site.rope is not None and site.rope.query_start is not None:

@@ -230,8 +230,59 @@ def filled_mask(q, k, v):
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
-def folded_heads(q, k, v):
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+def scores(q, k):
+    return torch.einsum("bqhd,bkhd->bhqk", q, k)
+
+
+def weighted(weights, v):
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def exponentials_over_their_sum(q, k, v):
+    weights = (scores(q, k) - 3).exp()
+    return weighted(weights / weights.sum(-1, keepdim=True), v)
+
+
+def values_over_the_sum(q, k, v):
+    weights = scores(q, k).exp()
+    return weighted(weights, v) / weights.sum(-1).transpose(1, 2)[..., None]
+
+
+def scores_changed_in_place(q, k, v):
+    found = scores(q, k)
+    found *= 0.5
+    return weighted(found.softmax(-1), v)
+
+
+def weights_scaled(q, k, v):
+    return weighted(scores(q, k).softmax(-1) / 2, v)
+
+
+def biased(q, k, v):
+    return weighted((scores(q, k) + torch.arange(k.shape[1])).softmax(-1), v)
+
+
+def over_the_queries(q, k, v):
+    return weighted(scores(q, k).softmax(-2), v)
+
+
+def two_masks(q, k, v):
+    mask = torch.zeros(q.shape[1], k.shape[1])
+    return weighted((scores(q, k) + mask + mask).softmax(-1), v)
+
+
+def heads_in_front(q, k, v):
+    """SDPA takes batch and heads in any order; a policy does not."""
+    return F.scaled_dot_product_attention(*(x.permute(2, 0, 1, 3) for x in (q, k, v))).permute(1, 2, 0, 3)
+
+
+def heads_first_in_einsum(q, k, v):
+    weights = torch.einsum("bqhd,bkhd->hbqk", q, k).softmax(-1)
+    return torch.einsum("hbqk,bkhd->hbqd", weights, v).permute(1, 2, 0, 3)
+
+
+def heads_that_nothing_shows(q, k, v):
+    q, k, v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]).exp().log() for x in (q, k, v))
     out = torch.bmm(torch.softmax(torch.bmm(q, k.mT), dim=-1), v)
     return out.unflatten(0, (-1, zoo.HEADS)).transpose(1, 2)
 
@@ -247,11 +298,14 @@ def called_twice(q, k, v):
 
 CORES = {
     "HF-DROPOUT": [dropout],
-    "HF-MASK": [causal_over_history, mask_from_data, mask_written_in_place, sliding_mask, mask_of_false],
-    "HF-LAYOUT": [three_dims],
-    "HF-ATTENTION-FORM": [soft_cap, filled_mask, folded_heads],
+    "HF-MASK": [
+        causal_over_history, mask_from_data, mask_written_in_place, sliding_mask, mask_of_false, filled_mask, two_masks,
+    ],
+    "HF-LAYOUT": [three_dims, heads_in_front, heads_first_in_einsum, heads_that_nothing_shows],
+    "HF-SCOREMOD": [soft_cap, biased, scores_changed_in_place],
+    "HF-ATTENTION-FORM": [exponentials_over_their_sum, values_over_the_sum, weights_scaled, over_the_queries],
     "HF-ESCAPE": [weights_read_twice, called_twice],
-}
+}  # fmt: skip
 
 
 def pairs(table):

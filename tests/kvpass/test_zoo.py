@@ -50,8 +50,8 @@ def test_cores(core):
     recorder = rollout(zoo.SelfAttention(core=core), chunks=2, passes=1)
     site = recorder.site
     assert (site.heads, site.kv_heads, site.head_dim, site.value_dim) == (4, zoo.CORES[core][1], 12, 12)
-    assert site.mask.kind == ("all_true" if core == "sdpa_masked" else "none")
-    scales = {"sdpa_permuted": 0.25, "sdpa_reshaped": 0.25, "written_einsum": 0.25}  # the last scales the query itself
+    assert site.mask.kind == ("all_true" if core in ("sdpa_masked", "written_mask", "written_filled") else "none")
+    scales = dict.fromkeys(("sdpa_permuted", "sdpa_reshaped", "written_einsum", "written_bmm", "written_filled"), 0.25)
     assert site.scale == pytest.approx(scales.get(core, 12**-0.5))
 
 

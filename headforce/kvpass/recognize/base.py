@@ -59,7 +59,8 @@ class AttentionCall:
 
     Attributes:
         node: its result.
-        layout: what each dim of the result is.
+        layout: what each dim of the result is. folded: None, or the first of two adjacent dims of `layout` that are one
+            in the result.
         q, k, v: cursors on the operands; the labels are "batch", "head", "seq", "dim" of the operand itself.
         scale: factor on query-key products.
         mask: None, the mask operand, its class where the call itself says it, or what a recogniser of masks knows.
@@ -80,6 +81,7 @@ class AttentionCall:
     dropout: Any = 0.0
     product: Node | None = None
     operator: Node | None = None
+    folded: int | None = None
 
     @property
     def k_user(self) -> Node:

@@ -22,7 +22,7 @@ from ..constants import constant
 from ..graph_view import GraphView
 from ..normal_form import Cursor, walk
 from ..ops import argument, op_name
-from ..site import Mask
+from ..site import Hidden, Mask
 from .base import AttentionCall, recognizer
 
 MAX_ELEMENTS = 1 << 24
@@ -39,12 +39,15 @@ def constant_mask(view: GraphView, call: AttentionCall) -> Mask | None:
             return Mask("none")
         rows, keys = (view.shape(c.node)[2] for c in (call.q, call.k))
         return Mask("causal") if view.facts.equal(rows, keys) else None
-    if call.causal or not isinstance(call.mask, Node) or view.shape(call.mask) is None:
+    hidden, mask = isinstance(call.mask, Hidden), call.mask.node if isinstance(call.mask, Hidden) else call.mask
+    if call.causal or not isinstance(mask, Node) or view.shape(mask) is None:
         return None
-    if uniform(view, call.mask):
+    if uniform(view, mask, hidden):
         return Mask("all_true")
-    value = constant(view, call.mask, call.node)
-    return classify(value) if isinstance(value, torch.Tensor) else None
+    value = constant(view, mask, call.node)
+    if not isinstance(value, torch.Tensor) or (hidden and value.dtype != torch.bool):
+        return None
+    return classify(~value if hidden else value)
 
 
 def classify(mask: torch.Tensor) -> Mask | None:
@@ -74,18 +77,19 @@ def classify(mask: torch.Tensor) -> Mask | None:
     return None
 
 
-def uniform(view: GraphView, mask: Node) -> bool:
-    """Whether the mask is one constant that hides nothing, whatever its size."""
+def uniform(view: GraphView, mask: Node, hidden: bool = False) -> bool:
+    """Whether the mask is one constant that hides nothing, whatever its size; `hidden`: True in it means not read."""
     shape = view.shape(mask)
     for cursor in walk(Cursor(mask, label_dims([str(i) for i in range(len(shape))], shape)), view):
         if view.writers(cursor.node):
             return False
         name, boolean = op_name(cursor.node), view.dtype(mask) == torch.bool
+        read = boolean != hidden  # the value of the mask that leaves everything as it is: True, or 0 to add
         if name in ("full", "full_like", "new_full"):
             fill = argument(cursor.node, 2 if name == "new_full" else 1, "fill_value")
-            return isinstance(fill, (int, float)) and bool(fill) == boolean and torch.bool not in cursor.casts[:-1]
+            return isinstance(fill, (int, float)) and bool(fill) == read and torch.bool not in cursor.casts[:-1]
         if name in ("ones", "ones_like", "new_ones"):
-            return boolean
+            return read and boolean
         if name in ("zeros", "zeros_like", "new_zeros"):
-            return not boolean and torch.bool not in (view.dtype(cursor.node), *cursor.casts)
+            return not read and (boolean or torch.bool not in (view.dtype(cursor.node), *cursor.casts))
     return False

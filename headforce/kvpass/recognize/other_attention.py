@@ -1,43 +1,40 @@
-"""Attention that is seen but not yet rewritten. It is refused by name, so that it is never missed silently.
+"""Attention that is seen and never rewritten. It is refused by name, so that it is never missed silently.
 
     flex_attention_backward                                                   # higher-order operator
-    torch.ops.flash_attn._flash_attn_varlen_forward(...)                      # registered kernels
+    mylib::sageattn, sageattention::qk_int8_sv_f16_accum_f32_attn, ...        # custom operators
 
-A recogniser for one of them, with a lower `order`, takes the call before this file does.
+A custom operator counts as attention if its name says so and it takes three tensors of three or more dims. What it
+computes is not in the graph: SageAttention quantises queries and keys, others pick tokens of their own. A recogniser
+for one of them, with a lower `order`, takes the call before this file does. Counter-example: an operator called
+`attention_mask` that takes no query, key and value.
 """
 
 from __future__ import annotations
 
-import torch
 from torch.fx import Node
 
 from ..graph_view import GraphView
 from ..torch_private import is_higher_order
 from .base import AttentionCall, Refused, recognizer
+from .flash_attention import operator_name
 
-NAMESPACES = frozenset(
-    {
-        "flash_attn",
-        "flash_attn_3",
-        "_flash_attn_forward",
-        "sageattention",
-        "xformers",
-        "xformers_flash",
-        "magi_attention",
-    }
-)
-"""Namespaces of `torch.library` under which attention kernels are registered."""
+NAMESPACES = frozenset({"flash_attn", "flash_attn_3", "flashattn", "magi_attention", "sageattention", "xformers_flash"})
+"""Namespaces of `torch.library` under which nothing but attention is registered."""
+WORDS = ("attn", "attention")
+OWN = ("aten", "headforce", "prim")
 HIGHER_ORDER = frozenset({"flex_attention_backward"})
 
 
 @recognizer("attention", order=90)
 def known_kernels(view: GraphView, node: Node) -> AttentionCall | None:
     """Refuse calls of attention kernels that have no recogniser."""
-    target = node.target
-    if node.op != "call_function":
+    if node.op == "call_function" and is_higher_order(node.target) and node.target.name() in HIGHER_ORDER:
+        raise Refused("HF-ATTENTION-FORM", f"the operator {node.target.name()}", "scaled_dot_product_attention")
+    name = operator_name(node)
+    namespace, _, own = name.partition("::")
+    if not name or namespace in OWN:
         return None
-    if is_higher_order(target) and target.name() in HIGHER_ORDER:
-        raise Refused("HF-ATTENTION-FORM", f"the higher-order operator {target.name()}", "scaled_dot_product_attention")
-    if isinstance(target, torch._ops.OpOverload) and target.namespace in NAMESPACES:
-        raise Refused("HF-ATTENTION-FORM", f"the custom operator {target.name()}", "scaled_dot_product_attention")
+    named = namespace in NAMESPACES or any(word in own.lower() for word in WORDS)
+    if named and sum(len(view.shape(n) or ()) >= 3 for n in node.all_input_nodes) >= 3:
+        raise Refused("HF-ATTENTION-FORM", f"the custom operator {name}", "scaled_dot_product_attention")
     return None
