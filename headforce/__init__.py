@@ -12,16 +12,19 @@ from .policy import Policy
 if TYPE_CHECKING:
     from .kvpass.explain import explain
     from .kvpass.explanation import Explanation
+    from .kvpass.probe import Probe, probe
     from .kvpass.session import Session, prepare
 
-__all__ = ["Explanation", "HeadforceError", "Policy", "Session", "__version__", "explain", "prepare"]
+__all__ = ["Explanation", "HeadforceError", "Policy", "Probe", "Session", "__version__", "explain", "prepare", "probe"]
 
 # Policies work without torch, so what needs torch is imported when it is asked for.
 _LAZY = {
     "Explanation": ".kvpass.explanation",
+    "Probe": ".kvpass.probe",
     "Session": ".kvpass.session",
     "explain": ".kvpass.explain",
     "prepare": ".kvpass.session",
+    "probe": ".kvpass.probe",
 }
 
 

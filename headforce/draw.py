@@ -18,7 +18,7 @@ from .lowering.preview import preview
 from .policy import BoundPolicy, Policy, Schedule, parse_rule
 
 CURRENT, UNREAD = "current chunk", "not read"
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")  # Tol's bright scheme
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")  # Tol's bright scheme
 _CURRENT_COLOUR = "#333333"
 
 
@@ -129,7 +129,7 @@ def _lines(kind: HeadKind, plans: Sequence[ChunkPlan], begin: int) -> Text:
                 lines.append("#", style="bold")
             else:
                 sign = signs.setdefault(name, _free_sign(name, signs))
-                lines.append(sign, style=_COLOURS[list(signs).index(name) % len(_COLOURS)])
+                lines.append(sign, style=COLOURS[list(signs).index(name) % len(COLOURS)])
         lines.append("\n")
     legend = ", ".join(f"{sign} {name}" for name, sign in signs.items())
     lines.append(f"chunk at  frame {begin}-{last - 1};  # {CURRENT}{', ' if legend else ''}{legend}", style="dim")
@@ -159,7 +159,7 @@ def save_reads(policy: BoundPolicy, plans: Sequence[ChunkPlan], path: str | Path
                     names.append(name)
                 row[frame] = names.index(name)
         grids.append(grid)
-    colours = ["#f2f2f2", _CURRENT_COLOUR, *(_COLOURS[i % len(_COLOURS)] for i in range(len(names) - 2))]
+    colours = ["#f2f2f2", _CURRENT_COLOUR, *(COLOURS[i % len(COLOURS)] for i in range(len(names) - 2))]
     figure = Figure(figsize=(9, 0.8 + len(kinds) * (0.7 + 0.1 * len(plans))), layout="constrained")
     for axes, kind, grid in zip(figure.subplots(len(kinds), 1, squeeze=False)[:, 0], kinds, grids, strict=True):
         axes.imshow(
@@ -202,7 +202,7 @@ def save_bytes(
     axes = figure.subplots()
     bottom = mib[:count]
     axes.bar(range(count), bottom, color=_CURRENT_COLOUR, label=CURRENT, width=0.72)
-    for colour, (name, values) in zip(_COLOURS[::-1], history.items(), strict=False):
+    for colour, (name, values) in zip(COLOURS[::-1], history.items(), strict=False):
         heights = [value / 2**20 for value in values]
         axes.bar(range(count), heights, bottom=bottom, color=colour, label=f"history of {name} heads", width=0.72)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]

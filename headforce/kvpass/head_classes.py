@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ..errors import HeadforceError
 from ..lowering.pool import PagePool
-from ..lowering.state.classify import masses, sampled_rows
+from ..lowering.state.classify import masses
+from ..lowering.state.sampling import sampled_rows
 from ..lowering.state.turning import Turning
 from ..lowering.stream import Event, Stream
 from ..policy import Policy, Rule
@@ -68,5 +69,6 @@ class HeadClasses:
         assert stream.chunk is not None
         measured = self.classes is None and stream.chunk.index == self.classify.chunk
         self._scale = site.scale
-        rows = sampled_rows(self.classify, facts.frames * facts.rows if measured else 0)
+        tokens = facts.frames * facts.rows if measured else 0
+        rows = sampled_rows(self.classify.queries, self.classify.seed, tokens)
         self.queries.want(rows, facts, site)

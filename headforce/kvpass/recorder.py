@@ -1,70 +1,102 @@
-"""A backend that only looks: every attention call of the graphs it gets, and the numbers of every call."""
+"""What a probed model attends to, pass by pass. The numbers stay on the device until somebody asks for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
-from torch.fx import GraphModule
+import torch
+from torch import Tensor
 
-from ..errors import HeadforceError
-from .eligible import check_ownable, check_viewable
-from .explanation import SiteFacts
-from .find import find_sites
+from ..lowering.state.sampling import sampled_rows
+from ..policy import Chunk
 from .layers import PassFacts
-from .site import Site, SiteReport
-from .site_reader import SiteReader
+from .site import Site
 
 
-class Ran(NamedTuple):
-    """A site that ran, in the graph of this number, and what it showed of the pass."""
+@dataclass(eq=False)
+class PassRecord:
+    """One pass of one batch of videos.
 
-    graph: int
-    site: Site
-    facts: PassFacts
+    Attributes:
+        chunk: what was denoised. step: how many passes of this chunk came before. keys: the frames that attention read,
+            the chunk's own last. statistics: by layer, [3, B, H, G, F], see `lowering.measuring.measure`.
+    """
+
+    chunk: Chunk
+    step: int
+    keys: tuple[int, ...]
+    statistics: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class VideoRecord:
+    """The passes of one batch of videos, in order. `batch`: its rows, each a video."""
+
+    batch: int
+    passes: list[PassRecord] = field(default_factory=list)
+
+    def enter(self, layer: int, chunk: Chunk, keys: tuple[int, ...]) -> PassRecord:
+        """The pass in which a layer runs now: the running one, or a new one if the layer has been in that."""
+        last = self.passes[-1] if self.passes else None
+        if last is None or last.chunk != chunk or layer in last.statistics:
+            step = last.step + 1 if last is not None and last.chunk == chunk else 0
+            self.passes.append(PassRecord(chunk, step, keys))
+        return self.passes[-1]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a profile says of the model: sizes, and bytes of K and V of one frame of one head."""
+
+    layers: int
+    heads: int
+    tokens_per_frame: int
+    frame_bytes: int
 
 
 class Recorder:
-    """Runs every graph as it is.
+    """Gives every pass the buffers that its statistics are written to, and keeps them.
+
+    Args:
+        queries: the share of the query rows that is measured, of every frame alike. seed: of their choice.
+        by_query: whether every query frame has statistics of its own, instead of the chunk as a whole.
 
     Attributes:
-        reports: what was found in every graph. ran: every site each time it ran, in order.
+        videos: what was recorded, oldest first. model: None before the first pass.
     """
 
-    def __init__(self) -> None:
-        self.reports: list[SiteReport] = []
-        self.ran: list[Ran] = []
+    def __init__(self, queries: float = 0.25, seed: int = 0, by_query: bool = False) -> None:
+        self.queries = queries
+        self.seed = seed
+        self.by_query = by_query
+        self.videos: list[VideoRecord] = []
+        self.model: ModelFacts | None = None
+        self._rows: dict[tuple[int, int, torch.device], Tensor] = {}
 
-    def __call__(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        report = find_sites(module, example_inputs)
-        graph = len(self.reports)
-        self.reports.append(report)
-        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-        readers = [SiteReader(site, report, inputs) for site in report.found]
+    def begin(self, batch: int) -> VideoRecord:
+        """A new batch of videos begins."""
+        self.videos.append(VideoRecord(batch))
+        return self.videos[-1]
 
-        def run(*args: Any) -> Any:
-            self.ran.extend(Ran(graph, reader.site, reader.facts(args)) for reader in readers)
-            return module.forward(*args)
+    def want(self, record: PassRecord, layer: int, layers: int, facts: PassFacts, site: Site) -> Tensor:
+        """Room for the statistics of a layer in a pass; they are zero until they are written."""
+        width = (site.head_dim + site.value_dim) * site.cache.dtype.itemsize
+        self.model = ModelFacts(layers, site.heads, facts.rows, facts.rows * width)
+        groups = facts.frames if self.by_query else 1
+        shape = (3, facts.batch, site.heads, groups, len(record.keys))
+        with torch.inference_mode(False):
+            record.statistics[layer] = torch.zeros(shape, dtype=torch.float32, device=facts.device)
+        return record.statistics[layer]
 
-        return run
+    def rows(self, facts: PassFacts) -> Tensor:
+        """The query rows that are measured: int64, of every frame of the chunk as many."""
+        key = facts.frames, facts.rows, facts.device
+        if key not in self._rows:
+            with torch.inference_mode(False):
+                rows = sampled_rows(self.queries, self.seed, facts.frames * facts.rows, facts.frames)
+                self._rows[key] = rows.to(facts.device)
+        return self._rows[key]
 
-    def lines(self) -> Iterator[SiteFacts]:
-        """Every attention call of every graph; a site of a graph that ran several times, once for each."""
-        for graph, report in enumerate(self.reports):
-            for ran in self.ran:
-                if ran.graph == graph:
-                    site = ran.site
-                    owned, viewed = (why_not(check, site) for check in (check_ownable, check_viewable))
-                    yield SiteFacts.of(graph, site, ran.facts, owned, viewed)
-            for verdict, refusals in (("refused", report.refused), ("excluded", report.excluded)):
-                for refusal in refusals:
-                    yield SiteFacts.no(graph, verdict, refusal)
-
-
-def why_not(check: Callable[..., None], *args: Any) -> str:
-    """What a check refuses, in one line; empty if it refuses nothing."""
-    try:
-        check(*args)
-    except HeadforceError as error:
-        return f"[{error.code}] found {error.found}; needed {error.needed}"
-    return ""
+    def clear(self) -> None:
+        """Forgets all videos; of one that is still being made nothing more is recorded."""
+        self.videos = []

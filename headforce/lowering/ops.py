@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import reference
+from .measuring import measure
 from .targets import find_target
 from .watch import Launch, watcher
 
@@ -43,6 +44,17 @@ def keep_queries(query: Tensor, rows: Tensor, kept: Tensor) -> None:
 
 @keep_queries.register_fake
 def _(query: Tensor, rows: Tensor, kept: Tensor) -> None:
+    return None
+
+
+@torch.library.custom_op("headforce::measure_attention", mutates_args=("statistics",))
+def measure_attention(query: Tensor, key: Tensor, rows: Tensor, statistics: Tensor, scale: float) -> None:
+    """Writes what the query attends to, frame by frame, to `statistics`. See `measuring.measure`."""
+    measure(query, key, rows, statistics, scale)
+
+
+@measure_attention.register_fake
+def _(query: Tensor, key: Tensor, rows: Tensor, statistics: Tensor, scale: float) -> None:
     return None
 
 

@@ -13,7 +13,7 @@ from headforce.errors import HeadforceError
 from headforce.kvpass.head_classes import HeadClasses
 from headforce.kvpass.kept_queries import KeptQueries
 from headforce.kvpass.layers import PassFacts
-from headforce.lowering.state.classify import sampled_rows
+from headforce.lowering.state.sampling import sampled_rows
 from headforce.lowering.stream import Stream
 from headforce.policy import Chunk, Classify, Policy, Warmup, assignment, oracle, parse_rule
 from headforce.presets import Labels, dummy_forcing
@@ -49,7 +49,7 @@ def dense_masses(twin, classify, tokens):
         q = rotate(attention.query(attention.last_x), cos, sin)[0].double()
         past = sorted(oracle.read(attention.policy.warmup.rule, None, attention_chunk(attention, frames), start))
         keys = torch.cat([attention.frames[f][0][0] for f in [*past, *range(start, start + frames)]]).double()
-        rows = sampled_rows(classify, frames * tokens)
+        rows = sampled_rows(classify.queries, classify.seed, frames * tokens)
         weights = torch.einsum("rhd,khd->hrk", q[rows], keys).mul(q.shape[-1] ** -0.5).softmax(-1).mean(1)
         by_frame = weights.unflatten(-1, (-1, tokens)).sum(-1)
         first.append(by_frame[:, : classify.first_frames].sum(-1).tolist())

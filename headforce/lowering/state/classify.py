@@ -20,13 +20,6 @@ from .turning import Turning
 FIRST, MIDDLE, CURRENT = range(3)
 
 
-def sampled_rows(classify: Classify, tokens: int) -> Tensor:
-    """The query rows that are measured, of a chunk of `tokens` rows: int64, rising, the same for the same seed."""
-    count = min(tokens, max(1, round(classify.queries * tokens)))
-    generator = torch.Generator().manual_seed(classify.seed)
-    return torch.randperm(tokens, generator=generator)[:count].sort().values
-
-
 def masses(
     pool: PagePool, turning: Turning, queries: Sequence[Tensor], scale: float, classify: Classify
 ) -> tuple[list[list[float]], list[list[float]]]:

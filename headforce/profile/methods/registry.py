@@ -1,0 +1,103 @@
+"""The registry of methods. A method is one function of one pass, in one file of this folder, or of a plugin."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import HeadforceError, nearest
+from ...presets import Labels
+from ..measured import Pass
+
+ENTRY_POINTS = "headforce.profile_methods"
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method says of one pass.
+
+    Attributes:
+        labels: the class of every head.
+        score: [layers, heads], the number by which the method ranks heads; the higher, the more of its first class.
+    """
+
+    labels: Labels
+    score: npt.NDArray[np.floating[Any]]
+
+    @staticmethod
+    def of(names: npt.ArrayLike, score: npt.NDArray[np.floating[Any]]) -> Found:
+        """From the names of the classes, [layers, heads]."""
+        return Found(Labels(tuple(tuple(map(str, layer)) for layer in np.asarray(names))), score)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to classify heads.
+
+    Attributes:
+        name: what `--method` calls it. classes: that it may give. preset: the published policy that takes its labels.
+        classify: the function, of a `Pass` and of constants by name.
+        form: a label file as the published system writes it: the text of a table, or plain data for JSON.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preset: str
+    classify: Callable[..., Found]
+    form: Callable[[Labels], Any]
+
+    def __call__(self, passed: Pass, **constants: Any) -> Found:
+        """The classes of heads in one pass. Raises HF-PROFILE-METHOD for a constant that it does not have."""
+        known = list(inspect.signature(self.classify).parameters)[1:]
+        for name in constants:
+            if name not in known:
+                raise HeadforceError(
+                    "HF-PROFILE-METHOD",
+                    site=self.name,
+                    found=f"a constant {name!r}{nearest(name, known)}",
+                    needed=", ".join(known),
+                )
+        return self.classify(passed, **constants)
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str, classes: tuple[str, ...], *, preset: str, form: Callable[[Labels], Any] = Labels.to_classes
+) -> Callable[[Callable[..., Found]], Method]:
+    """Decorator: registers a function `(passed, **constants) -> Found`."""
+
+    def register(function: Callable[..., Found]) -> Method:
+        _METHODS[name] = Method(name, classes, preset, function, form)
+        return _METHODS[name]
+
+    return register
+
+
+def load_methods() -> dict[str, Method]:
+    """All methods by name, those of installed plugins included."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    return dict(sorted(_METHODS.items()))
+
+
+def find_method(name: str) -> Method:
+    """The method called `name`; HF-PROFILE-METHOD with the nearest name if there is none."""
+    known = load_methods()
+    if name not in known:
+        raise HeadforceError(
+            "HF-PROFILE-METHOD", found=f"method {name!r}{nearest(name, known)}", needed="one of " + ", ".join(known)
+        )
+    return known[name]

@@ -1,0 +1,57 @@
+"""Videos that are made to be measured: what a target on the command line says, prompt by prompt and seed by seed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+
+from ..calls import Example
+from ..errors import HeadforceError
+
+Name = dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A model and the videos it is to make.
+
+    Attributes:
+        model: the model, or a pipeline that holds one. make: makes the video of a name. names: of all videos.
+    """
+
+    model: Any
+    make: Callable[[Mapping[str, int | str]], object]
+    names: tuple[Name, ...]
+
+    @staticmethod
+    def of(example: Example, prompts: int = 1, seeds: int = 1) -> Rollouts:
+        """The videos of an example: of every prompt with every seed.
+
+        Its function is called with the model, and with `prompt` and `seed`, numbers from 0 on, if it takes them. Raises
+        HF-EXAMPLE where several are asked for and it does not, or where the example is a list of calls.
+        """
+        model, calls = example.model, example.calls
+        takes = set(inspect.signature(calls).parameters) if callable(calls) else set()
+        for name, count in (("prompt", prompts), ("seed", seeds)):
+            if count > 1 and name not in takes:
+                raise HeadforceError(
+                    "HF-EXAMPLE",
+                    site=f"--{name}s {count}",
+                    found=f"a rollout that takes no {name}" if callable(calls) else "a list of calls",
+                    needed=f"a function of the model and a `{name}`",
+                )
+        every = product(range(prompts), range(seeds))
+        names: list[Name] = [{k: v for k, v in (("prompt", p), ("seed", s)) if k in takes} for p, s in every]
+
+        def make(name: Mapping[str, int | str]) -> object:
+            with torch.no_grad():
+                if callable(calls):
+                    return calls(model, **name)
+                return [model(*args, **kwargs) for args, kwargs in calls]
+
+        return Rollouts(model, make, tuple(names))
