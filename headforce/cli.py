@@ -1,4 +1,4 @@
-"""The command line: `headforce plan`, `explain`, `run`, `demo`, `kernels`, `tune`, `schema` and `errors`."""
+"""The command line: `headforce plan`, `explain`, `run`, `compare`, `demo`, `kernels`, `tune`, `schema` and `errors`."""
 
 from __future__ import annotations
 
@@ -274,3 +274,4 @@ def errors() -> None:
 
 
 main.add_command(run_commands.run)
+main.add_command(run_commands.compare)

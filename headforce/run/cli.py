@@ -22,7 +22,7 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--mode", type=click.Choice(["owned", "view"]), default="owned", show_default=True),
         click.option("--target", help="How attention is computed [default: the best for the device]."),
         click.option("--inner", help="Inner compiler: inductor (the default), eager, or another of torch."),
-        click.option("--verify", type=click.Choice(["off", "plan"]), default="off", show_default=True),
+        click.option("--verify", help="What is checked meanwhile: off, plan, site or full [default: off]."),
         click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED),
     ]
     for option in reversed(options):
@@ -59,3 +59,43 @@ def run(command: tuple[str, ...], report: Path | None, **choices: Any) -> None:
     except HeadforceError as error:
         click.echo(f"headforce: {error}", err=True)
         sys.exit(1)
+
+
+@click.command(context_settings=_COMMAND)
+@_model_options
+@click.option("--video", "videos", required=True, help="The files that the script writes its videos to, a pattern.")
+@click.option("--out", type=click.Path(path_type=Path), default="out/compare", show_default=True, help="Results.")
+@click.option("--layout", help="The axes of a tensor, such as BCFHW [default: BFCHW, FCHW or FHW].")
+@click.option("--chunks", help="Chunk sizes of the videos, such as 3x7 [default: as the model was called].")
+@click.option("--rate", type=click.IntRange(1), default=16, show_default=True, help="Pictures a second of the films.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random, numpy and torch, on both sides.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def compare(
+    command: tuple[str, ...],
+    videos: str,
+    out: Path,
+    layout: str | None,
+    chunks: str | None,
+    rate: int,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Run COMMAND twice with one seed, as it is and under the policy, and compare its videos.
+
+    headforce compare --policy longlive --video "{out}/*.mp4" -- python inference.py --output_folder {out}
+
+    {out} stands for a folder that each side has for itself; elsewhere files that a side has written are moved away.
+    """
+    from ..policy import Schedule
+    from .compare import Wanted
+    from .compare import compare as compared
+    from .settings import RunSettings
+    from .summary import table
+
+    wanted = Wanted(command, videos, out, layout, Schedule.parse(chunks) if chunks else None, rate)
+    try:
+        report = compared(wanted, RunSettings(**choices).checked())
+    except HeadforceError as error:
+        click.echo(f"headforce: {error}", err=True)
+        sys.exit(1)
+    click.echo(json.dumps(report) if as_json else table(report, out))

@@ -6,13 +6,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..kvpass.layers import Layer
     from ..kvpass.session import Session
     from ..policy import Chunk
 
@@ -43,10 +41,10 @@ class ModelRecord:
     videos: list[list[int]] = field(default_factory=list)
     refusal: str = ""
 
-    def ran(self, session: Session, before: Mapping[Layer, int]) -> None:
-        """A pass is over. `before`: what `launches_of` gave in front of it."""
+    def ran(self, session: Session, launches: int) -> None:
+        """A pass is over. `launches`: of all layers, so far."""
         self.passes += 1
-        self.launches += sum(count - before.get(layer, 0) for layer, count in launches_of(session).items())
+        self.launches = launches
         self.misses = session.misses
         self.graphs = session.report.graphs
         self.sites = {verdict: session.report.count(verdict) for verdict in VERDICTS}
@@ -62,11 +60,6 @@ class ModelRecord:
             self.videos.append([chunk.frames])
         elif chunk.start == end and end:
             self.videos[-1].append(chunk.frames)
-
-
-def launches_of(session: Session) -> dict[Layer, int]:
-    """How often each layer of each stream has run. Layers of a stream that is given up disappear."""
-    return {layer: layer.launches for caches in session.cache_sets for layer in caches.layers}
 
 
 def dense_bytes(session: Session) -> int:

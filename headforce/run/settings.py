@@ -24,7 +24,7 @@ class RunSettings:
     Attributes:
         policy: a policy file, or the name of a published system. labels: its label file.
         mode: "owned", "view", or "eager": watched and left as they are.
-        target, inner, verify: None leaves it to the compiler.
+        target, inner, verify: None leaves it to the compiler, and to `prepare`.
         seed: of `random`, numpy and torch when the script begins; None leaves them alone.
         records: the folder into which processes write what became of their models.
     """
@@ -34,7 +34,7 @@ class RunSettings:
     mode: str = "owned"
     target: str | None = None
     inner: str | None = None
-    verify: str = "off"
+    verify: str | None = None
     seed: int | None = None
     records: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .launcher import Finished
@@ -17,6 +18,21 @@ def summary(finished: Finished) -> str:
     for process in finished.processes:
         for model in process.get("models", []):
             lines += [f"  {model['name']} (process {process['pid']})", *_model(model, process, settings.mode)]
+    return "\n".join(lines)
+
+
+def table(report: dict[str, Any], out: Path) -> str:
+    """The report of a comparison as text."""
+    lines = []
+    for video in report["videos"]:
+        parts = "  ".join("equal" if part is None else f"{part:.1f}" for part in video["chunk_psnr"])
+        whole = "equal" if video["psnr"] is None else f"{video['psnr']:.1f} dB"
+        jumps = [f"{side} {'undefined' if v is None else f'{v:.2f}'}" for side, v in video["discontinuity"].items()]
+        lines += [
+            f"{out / video['film']}, {out / video['figure']}",
+            f"  PSNR {whole}; of each chunk: {parts}",
+            f"  chunk discontinuity, by {report['motion']}: {', '.join(jumps)}",
+        ]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from ..errors import HeadforceError
-from .record import ModelRecord, ProcessRecord, launches_of
+from .record import ModelRecord, ProcessRecord
 from .settings import EAGER, RunSettings
 
 if TYPE_CHECKING:
     from ..kvpass.capture import Adapter
+    from ..kvpass.layers import Layer
     from ..kvpass.session import Session
 
 Call = Callable[..., Any]
@@ -30,11 +31,25 @@ Call = Callable[..., Any]
 
 @dataclass(eq=False)
 class Seen:
-    """A model of a known family. `session`: the one it was given here; the model keeps it alive."""
+    """A model of a known family.
+
+    Attributes:
+        session: the one it was given here, if it was.
+        launches: of all layers, so far. counted: of each layer, those that are in it; layers go with their stream.
+    """
 
     adapter: Adapter
     record: ModelRecord
     session: Session | None = None
+    launches: int = 0
+    counted: WeakKeyDictionary[Layer, int] = field(default_factory=WeakKeyDictionary)
+
+    def ran(self, session: Session) -> None:
+        """A pass is over."""
+        for layer in (layer for caches in session.cache_sets for layer in caches.layers):
+            self.launches += layer.launches - self.counted.get(layer, 0)
+            self.counted[layer] = layer.launches
+        self.record.ran(session, self.launches)
 
 
 class Watcher:
@@ -59,7 +74,7 @@ class Watcher:
         @functools.wraps(original)
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             # A compiler that traces a call finds nothing here.
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_dynamo_compiling():
                 return original(module, *args, **kwargs)
             return self._called(original, module, args, kwargs)
 
@@ -128,11 +143,11 @@ class Watcher:
             if seen.session is None and not self._prepared(model, seen, args, kwargs):
                 return original(module, *args, **kwargs)
             assert seen.session is not None
-            before = launches_of(seen.session)
             # The model itself, not what the script's own torch.compile made of it: it is compiled by headforce.
             result = original(model, *args, **kwargs)
-            seen.record.ran(seen.session, before)
-            self.record.save_sometimes()
+            with self._lock:
+                seen.ran(seen.session)
+                self.record.save_sometimes()
         except HeadforceError as error:
             seen.record.refusal = str(error)
             self.record.save()
@@ -168,7 +183,7 @@ class Watcher:
 def made_by_torch(kind: type[nn.Module]) -> bool:
     """Whether a class is torch's own through and through, such as `Linear`; wrappers pass on the attributes of what
     they wrap, and so look like it."""
-    return all(base is object or base.__module__.split(".")[0] == "torch" for base in kind.__mro__)
+    return all(base.__module__.split(".")[0] in ("torch", "builtins", "typing", "abc") for base in kind.__mro__)
 
 
 @functools.cache
