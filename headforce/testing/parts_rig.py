@@ -93,23 +93,30 @@ class PartsRig(Rig):
 
     def raw(self, cell: Cell, frame: int, token: int) -> Tensor:
         """The key before any rotation, [D] in float64."""
-        return self.turn(self._frame(*cell, frame)[0][token].to(DOUBLE), frame, token, -1)
+        return self._raw(cell, frame)[token]
 
-    def turn(self, key: Tensor, frame: int, token: int, sign: int = 1) -> Tensor:
-        """A key [D] turned to a frame and the place of a token; back with `sign=-1`."""
-        angle = self.places[token].clone()
-        angle[:TIME] += frame * self.theta
-        return turned(key[None], sign * angle, 0, self.style)[0]
+    def _raw(self, cell: Cell, frame: int) -> Tensor:
+        """Those of a whole frame, [T, D]."""
+        return self._turned(self._frame(*cell, frame)[0].to(DOUBLE), frame, self.places, -1)
+
+    def _turned(self, keys: Tensor, frame: int, places: Tensor, sign: int = 1) -> Tensor:
+        """Keys [R, D] turned to a frame and to their places in it; back with `sign=-1`."""
+        angle = places.clone()
+        angle[:, :TIME] += frame * self.theta
+        return turned(keys, sign * angle, 0, self.style)
 
     def _part(self, cell: Cell, store: str, content: Sequence[Any]) -> tuple[Tensor, Tensor, int]:
         return self.made[cell, store, tuple(content)]  # type: ignore[index]
 
     def _made(self, cell: Cell, op: Op, part: Part) -> tuple[Tensor, Tensor, int]:
         """A part as its operator defines it, out of what is written now."""
-        keys, values = [], []
-        for row in op.materialize_part(part, HEIGHT, WIDTH):
-            key = sum(weight * self.raw(cell, *place) for place, weight in row.weights.items())
-            keys.append(self.turn(key, part.at, row.token))  # type: ignore[arg-type]
-            of_rows = ((self._frame(*cell, f)[1][t].to(DOUBLE), weight) for (f, t), weight in row.weights.items())
-            values.append(sum(weight * value for value, weight in of_rows))
-        return torch.stack(keys), torch.stack(values), part.at  # type: ignore[arg-type]
+        rows = op.materialize_part(part, HEIGHT, WIDTH)
+        frames = sorted({frame for row in rows for frame, _ in row.weights})
+        weights = torch.zeros(len(rows), len(frames), TOKENS, dtype=DOUBLE)
+        for i, row in enumerate(rows):
+            for (frame, token), weight in row.weights.items():
+                weights[i, frames.index(frame), token] = weight
+        keys = torch.stack([self._raw(cell, frame) for frame in frames])
+        values = torch.stack([self._frame(*cell, frame)[1].to(DOUBLE) for frame in frames])
+        raw, value = (torch.einsum("rft,ftd->rd", weights, x) for x in (keys, values))
+        return self._turned(raw, part.at, self.places[[row.token for row in rows]]), value, part.at

@@ -42,15 +42,15 @@ class PoisonedPool(PagePool):
 
 
 def turned(key: Tensor, angle: Tensor, first_pair: int, style: str) -> Tensor:
-    """The last dim of `key`, its pairs from `first_pair` on turned by `angle`, by complex multiplication.
+    """The last dim of `key`, its pairs from `first_pair` on turned by `angle` [..., pairs], by complex multiplication.
 
     The arithmetic is in the dtype of `key`, float32 at least.
     """
     dtype, key = key.dtype, key.to(torch.promote_types(key.dtype, torch.float32))
     half = key.shape[-1] // 2
     pairs = key.unflatten(-1, (half, 2)) if style == INTERLEAVED else key.unflatten(-1, (2, half)).mT
-    factor = torch.ones(half, dtype=torch.complex128)
-    factor[first_pair : first_pair + len(angle)] = torch.polar(torch.ones_like(angle), angle)
+    factor = torch.ones(*angle.shape[:-1], half, dtype=torch.complex128)
+    factor[..., first_pair : first_pair + angle.shape[-1]] = torch.polar(torch.ones_like(angle), angle)
     result = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * factor.to(key.dtype.to_complex()))
     return (result if style == INTERLEAVED else result.mT).flatten(-2).to(dtype)
 

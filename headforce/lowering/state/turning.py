@@ -37,9 +37,9 @@ class Turning:
         return self.theta.to("cpu", torch.float64)
 
     def moved(self, keys: Tensor, shifts: Tensor) -> Tensor:
-        """Keys [n, T, D] of n frames, in float32, each moved by its own number of frames [n]."""
+        """Keys [n, T, D] of n frames, in float32 at least, each moved by its own number of frames [n]."""
         angle = shifts[:, None, None] * self.theta.to(keys.device)
-        return turn(keys.to(torch.float32), angle, self.first_pair, self.style)
+        return turn(keys.to(torch.promote_types(keys.dtype, torch.float32)), angle, self.first_pair, self.style)
 
     def raw(self, keys: Tensor, frames: Sequence[int], need: str) -> Tensor:
         """Keys [..., n, T, D] of n frames as they were before RoPE, in float32 at least; HF-ROPE if nobody knows."""
