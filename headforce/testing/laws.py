@@ -12,6 +12,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from ..errors import HeadforceError
+
 EXAMPLES = 25
 """How many examples of every law are drawn."""
 
@@ -39,6 +41,15 @@ def about(what: str) -> Iterator[None]:
         yield
     except AssertionError as error:
         raise AssertionError(f"{what}: {error}") from error
+
+
+def code_of(call: Callable[[], Any]) -> str:
+    """The code with which a call is refused; empty if it is not."""
+    try:
+        call()
+    except HeadforceError as error:
+        return error.code
+    return ""
 
 
 def says(law: Callable[..., Any]) -> str:

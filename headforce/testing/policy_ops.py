@@ -22,7 +22,7 @@ from ..policy.node import Term, Union
 from ..policy.op import arguments, find_op
 from ..policy.ops.episodic import Evicted
 from ..policy.ops.window import Window
-from .laws import EXAMPLES, about, examine, own_docstring, run_examples, says
+from .laws import EXAMPLES, about, code_of, examine, own_docstring, run_examples, says
 from .strategies import decisions, ops, schedules
 
 NATIVE = parse_rule("sink(2) | span(9)")
@@ -77,18 +77,9 @@ def refuses_nonsense(kind: type[Op], examples: int) -> None:
     """An argument without a meaning is refused with HF-OP-ARG."""
     for field in arguments(kind):
         others = {f.name: 1 for f in arguments(kind) if f.default is dataclasses.MISSING}
-        code = _code_of(partial(kind, **{**others, field.name: object()}))
+        code = code_of(partial(kind, **{**others, field.name: object()}))
         assert code, f"{field.name}=object() is accepted"
         assert code == "HF-OP-ARG", f"{field.name}=object() is refused with {code}"
-
-
-def _code_of(call: Callable[[], Any]) -> str:
-    """The code with which a call is refused; empty if it is not."""
-    try:
-        call()
-    except HeadforceError as error:
-        return error.code
-    return ""
 
 
 def reads_back(kind: type[Op], examples: int) -> None:

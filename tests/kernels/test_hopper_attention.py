@@ -25,9 +25,9 @@ from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
 from headforce.lowering.targets import check_rows, find_target
 from headforce.policy import Chunk, Policy, parse_rule
+from headforce.testing.operands import Operands
 from headforce.testing.rig import Rig, check, mixed
 from tests.kernels.gluon_emulator import Fault, edited, run
-from tests.lowering.test_operands import Operands
 
 from .chunks import tables_of
 

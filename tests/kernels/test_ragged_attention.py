@@ -19,9 +19,10 @@ from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import held
 from headforce.policy import Chunk
+from headforce.testing.operands import Operands
 from headforce.testing.rig import Rig, check, mixed
-from tests.lowering.test_operands import Operands, example
-from tests.lowering.test_targets import LOW, rigs
+from headforce.testing.streams import LOW, rigs
+from tests.lowering.test_operands import example
 
 from .chunks import tables_of
 

@@ -12,63 +12,14 @@ from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
 from headforce.lowering.reach import check_reach, held
 from headforce.lowering.verify import check_operands
-from headforce.policy import Chunk, FrameSet, Policy, Warmup, oracle, parse_rule
-from headforce.testing.rig import DOUBLE, attend, turned
+from headforce.policy import Chunk, FrameSet, Policy, parse_rule
+from headforce.testing.operands import HEADS, Operands
 from headforce.testing.strategies import policies
 
 from .test_ops import CHECKS
 
-LAYERS, HEADS = 2, 4
+LAYERS = 2
 ragged_attention = torch.ops.headforce.ragged_attention
-
-
-class Operands:
-    """Attention operands of one layer: the rows of `held`, then those of the chunk, as views of a larger cache."""
-
-    def __init__(self, past, chunk, *, batch=1, kv_heads=HEADS, rows=3, dim=6, value_dim=6, style=INTERLEAVED, seed=0):
-        self.frames, self.chunk, self.rows = [*past, *chunk.queries], chunk, rows
-        self.batch, self.dim, self.style = batch, dim, style
-        generator = torch.Generator().manual_seed(seed)
-        size = (len(self.frames) + 2) * rows
-        cache = (torch.randn(batch, kv_heads, size, d, dtype=DOUBLE, generator=generator) for d in (dim, value_dim))
-        # Rows outside what the model reads hold NaN: reading one shows.
-        self.key, self.value = (c[:, :, rows:-rows].transpose(1, 2) for c in map(poisoned(rows), cache))
-        shape = (batch, chunk.frames * rows, HEADS, dim)
-        self.query = 3 * torch.randn(shape, dtype=DOUBLE, generator=generator)
-        self.theta = torch.tensor([0.7, 0.3], dtype=DOUBLE)
-
-    def attention(self, reads, runs, target):
-        tables = torch.from_numpy(reads), torch.from_numpy(runs)
-        return ragged_attention(self.query, self.key, self.value, *tables, self.theta, 1, self.style, 0.4, target)
-
-    def expected(self, bound, layer):
-        out = torch.empty(*self.query.shape[:3], self.value.shape[-1], dtype=DOUBLE)
-        share = HEADS // self.key.shape[2]
-        for head in range(HEADS):
-            rule = bound.rules[layer][head]
-            warmup = Warmup(rule.warmup_chunks, rule.warmup) if rule.warmup else None
-            for i, query in enumerate(self.chunk.queries):
-                reads = {**oracle.read(rule.rule, warmup, self.chunk, query), **{f: f for f in self.chunk.queries}}
-                for batch in range(self.batch):
-                    keys, values = [], []
-                    for frame, position in reads.items():
-                        at = slice(self.frames.index(frame) * self.rows, (self.frames.index(frame) + 1) * self.rows)
-                        angle = (position - frame) * self.theta
-                        keys.append(turned(self.key[batch, at, head // share], angle, 1, self.style))
-                        values.append(self.value[batch, at, head // share])
-                    rows = slice(i * self.rows, (i + 1) * self.rows)
-                    out[batch, rows, head] = attend(
-                        self.query[batch, rows, head], torch.cat(keys), torch.cat(values), 0.4
-                    )
-        return out
-
-
-def poisoned(rows):
-    def poison(cache):
-        cache[:, :, :rows], cache[:, :, -rows:] = torch.nan, torch.nan
-        return cache
-
-    return poison
 
 
 chunks = st.builds(Chunk, st.integers(0, 4), st.integers(0, 12), st.integers(1, 3))

@@ -3,65 +3,48 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 import headforce.lowering.targets.sdpa as sdpa_module
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, turn
-from headforce.lowering.targets import find_target, load_targets
+from headforce.lowering.targets import find_target, load_targets, registry, target
 from headforce.policy import Policy, parse_rule
+from headforce.testing import check_target
 from headforce.testing.rig import Rig, check, mixed, turned
-from headforce.testing.strategies import novel_by, policies
-
-LAYERS, HEADS = 2, 3
-NATIVE = parse_rule("sink(1) | span(7)")
-LOW = (torch.float32, torch.bfloat16, torch.float16)
+from headforce.testing.strategies import novel_by
+from headforce.testing.streams import LOW
+from headforce.testing.targets import LAWS
 
 
-@st.composite
-def rigs(draw, dtypes, targets):
-    half = draw(st.integers(1, 5))
-    first = draw(st.integers(0, half))
-    policy = draw(policies(LAYERS, HEADS, horizon=40)).bind(layers=LAYERS, heads=HEADS, native=NATIVE)
-    return Rig(
-        policy,
-        draw(st.sampled_from(targets)),
-        dtype=draw(st.sampled_from(dtypes)),
-        batch=draw(st.integers(1, 2)),
-        tokens=draw(st.integers(1, 4)),
-        head_dim=2 * half,
-        value_dim=draw(st.none() | st.integers(1, 9)),
-        style=draw(st.sampled_from([INTERLEAVED, SPLIT_HALF])),
-        first_pair=first,
-        pairs=draw(st.integers(0, half - first)),
-        canonical=draw(st.booleans()),
-        strided=draw(st.booleans()),
-        seed=draw(st.integers(0, 9)),
-    )
+@pytest.mark.parametrize("target", ["reference", "sdpa"])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_law(target, law):
+    law(target, (torch.float64, *LOW), 24)
 
 
-sizes = st.tuples(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.booleans()).map(
-    lambda drawn: drawn[0] if drawn[1] else [drawn[0][0]] * 6
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda out: out * 1.01, "Drawn policies"),
+        (lambda out: out + 1e-3 * (out == 0), "give zero"),
+        (lambda out: out.roll(1, dims=2), "Drawn policies"),
+        (lambda out: out.masked_fill(out == out.max(), torch.nan), "Drawn policies"),
+    ],
+    ids=["scaled", "not zero", "heads swapped", "NaN"],
 )
+def test_a_target_that_breaks_a_law_is_found(fault, words):
+    def faulty(*given):
+        """Attention, and a fault."""
+        return fault(find_target("sdpa")(*given))
 
-
-def check_all(rig, sizes):
-    start = 0
-    for frames in sizes:
-        check(rig, start, frames)
-        start += frames
-
-
-@settings(max_examples=40)
-@given(rigs([torch.float64], ["reference", "sdpa"]), sizes)
-def test_is_attention_over_what_the_oracle_says(rig, sizes):
-    check_all(rig, sizes)
-
-
-@settings(max_examples=40)
-@given(rigs(LOW, ["reference", "sdpa"]), sizes)
-def test_stays_within_twice_the_error_of_low_precision(rig, sizes):
-    check_all(rig, sizes)
+    target("faulty")(faulty)
+    try:
+        with pytest.raises(AssertionError, match=f"target faulty: (.|\n)*{words}"):
+            check_target("faulty", dtypes=[torch.float32], examples=10)
+    finally:
+        for names in (registry._TARGETS, registry._LEAST_ROWS):
+            names.pop("faulty")
 
 
 @pytest.mark.parametrize("target", ["reference", "sdpa"])
@@ -76,16 +59,6 @@ def test_head_dims_of_real_models(target, dtype, head_dim, value_dim):
 
 
 @pytest.mark.parametrize("target", ["reference", "sdpa"])
-def test_a_rewrite_is_read_in_its_newest_form(target):
-    policy = Policy(
-        {"a": parse_rule("sink(6)@collapse(9)"), "b": parse_rule("window(9)")}, default="a", layers={1: "b"}
-    )
-    rig = Rig(policy.bind(layers=2, heads=2), target)
-    for start, frames in ((0, 3), (3, 3), (6, 3), (1, 3), (9, 3), (10, 3), (13, 1)):
-        check(rig, start, frames)
-
-
-@pytest.mark.parametrize("target", ["reference", "sdpa"])
 def test_pools_may_have_another_dtype_than_the_query(target):
     rig = Rig(mixed(), target, dtype=torch.bfloat16)
     for start in (0, 3, 6):
@@ -94,14 +67,6 @@ def test_pools_may_have_another_dtype_than_the_query(target):
     out = rig.attention(0, query)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), rig.expected(0, query), rtol=0, atol=0.02)
-
-
-@pytest.mark.parametrize("target", ["reference", "sdpa"])
-def test_rows_that_no_read_names_are_zero(target):
-    rig = Rig(mixed(), target)
-    rig.run(0, 3)
-    rig.pool.reads[0].zero_()
-    assert not rig.attention(0, torch.randn(1, 9, 5, 6, dtype=torch.float64)).any()
 
 
 # --- no more calls and copies than needed -----------------------------------------------------------------------

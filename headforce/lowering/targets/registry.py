@@ -90,12 +90,17 @@ def fuses_rope(name: str) -> bool:
     return name in _FUSES_ROPE
 
 
+def least_rows(name: str) -> int:
+    """How short a run of rows may be for the target."""
+    find_target(name)
+    return _LEAST_ROWS[name]
+
+
 def check_rows(name: str, rows: int) -> None:
     """HF-KERNEL if frames, or parts of frames, of `rows` rows are too short for the target."""
-    find_target(name)
-    if rows < _LEAST_ROWS[name]:
+    if rows < least_rows(name):
         raise HeadforceError(
             "HF-KERNEL",
             found=f"frames or parts of frames of {rows} tokens for target {name}",
-            needed=f"at least {_LEAST_ROWS[name]}, or another target",
+            needed=f"at least {least_rows(name)}, or another target",
         )
