@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -63,6 +64,7 @@ class Recorder:
 
     Attributes:
         videos: what was recorded, oldest first. model: None before the first pass.
+        on_pass: called when a pass begins, if set.
     """
 
     def __init__(self, queries: float = 0.25, seed: int = 0, by_query: bool = False) -> None:
@@ -71,6 +73,7 @@ class Recorder:
         self.by_query = by_query
         self.videos: list[VideoRecord] = []
         self.model: ModelFacts | None = None
+        self.on_pass: Callable[[], object] | None = None
         self._rows: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def begin(self, batch: int) -> VideoRecord:
@@ -80,6 +83,8 @@ class Recorder:
 
     def want(self, record: PassRecord, layer: int, layers: int, facts: PassFacts, site: Site) -> Tensor:
         """Room for the statistics of a layer in a pass; they are zero until they are written."""
+        if not record.statistics and self.on_pass is not None:
+            self.on_pass()
         width = (site.head_dim + site.value_dim) * site.cache.dtype.itemsize
         self.model = ModelFacts(layers, site.heads, facts.rows, facts.rows * width)
         groups = facts.frames if self.by_query else 1

@@ -52,23 +52,20 @@ def measure(
     with probe(rollouts.model, queries=sample.queries, seed=sample.seed, by_query=sample.by_query) as probed, bars:
         probed.compile(**(options or {}))
         bars.begin(len(rollouts.names), len(rollouts.names) - len(missing))
-        hook = probed.model.register_forward_hook(lambda *_: bars.advance())
-        try:
-            for name in missing:
-                rollouts.make(name)
-                if probed.misses:
-                    raise HeadforceError(
-                        "HF-PROFILE-DATA",
-                        site=f"video {name}",
-                        found=f"{probed.misses} layers that ran without being measured, as a pass was not compiled",
-                        needed="every pass compiled by headforce (TORCH_LOGS=recompiles,graph_breaks)",
-                    )
-                known = _joined(known, replace(collect(probed.recorder, name), source=source), folder)
-                probed.recorder.clear()
-                save_profile(known, folder)
-                bars.finished()
-        finally:
-            hook.remove()
+        probed.recorder.on_pass = bars.advance
+        for name in missing:
+            rollouts.make(name)
+            if probed.misses:
+                raise HeadforceError(
+                    "HF-PROFILE-DATA",
+                    site=f"video {name}",
+                    found=f"{probed.misses} layers that ran without being measured, as a pass was not compiled",
+                    needed="every pass compiled by headforce (TORCH_LOGS=recompiles,graph_breaks)",
+                )
+            known = _joined(known, replace(collect(probed.recorder, name), source=source), folder)
+            probed.recorder.clear()
+            save_profile(known, folder)
+            bars.finished()
     assert known is not None
     return known
 

@@ -46,8 +46,8 @@ class Pass:
 
     @property
     def logits(self) -> Floats:
-        """The mean score of every past frame, [layers, heads, past]."""
-        return self.logit.mean(2)[..., : len(self.past)]
+        """The mean score of every past frame, [layers, heads, G, past]."""
+        return self.logit[..., : len(self.past)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,11 @@ def folded_spectrum(signal: Numbers, harmonics: int = 4, weight: float = 0.5) ->
     return folded[..., 1:], length / np.arange(1, count)
 
 
-def period(signal: Numbers, harmonics: int = 4, weight: float = 0.5) -> Numbers:
-    """The period of the highest peak of the folded spectrum in frames, [...]; see `folded_spectrum`."""
-    spectrum, periods = folded_spectrum(signal, harmonics, weight)
-    return periods[spectrum.argmax(-1)]
+def period(signals: Numbers, harmonics: int = 4, weight: float = 0.5) -> Numbers:
+    """The period in frames at the peak of the folded spectrum, [...]; see `folded_spectrum`.
+
+    `signals` is [..., G, n], one for each query frame. Their spectra are averaged: two query frames see the same wave
+    at different phases, so in the mean of the signals a wave as long as the chunk is gone.
+    """
+    spectrum, periods = folded_spectrum(signals, harmonics, weight)
+    return periods[spectrum.mean(-2).argmax(-1)]

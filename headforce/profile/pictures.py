@@ -83,7 +83,7 @@ def spectra(judged: Judged, path: Path) -> bool:
     except HeadforceError:
         return False
     _, periods = found[0]
-    same = [spectrum for spectrum, its in found if len(its) == len(periods)]
+    same = [spectrum.mean(2) for spectrum, its in found if len(its) == len(periods)]
     mean = np.mean(same, axis=0)
     sharp = mean.max(-1) / np.maximum(mean.mean(-1), 1e-12)
     pyramid = judged.chosen if judged.chosen.method.name == "pyramid" else judged.others.get("pyramid")

@@ -6,7 +6,7 @@ import numpy as np
 
 from headforce.kvpass.recorder import ModelFacts
 from headforce.policy import Chunk
-from headforce.profile import Pass, Profile, Sample, Video
+from headforce.profile.measured import Pass, Profile, Sample, Video
 
 WINDOW = 21
 

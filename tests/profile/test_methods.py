@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from headforce import HeadforceError
 from headforce.policy import assignment
 from headforce.presets import Labels
-from headforce.profile import classify_heads, find_method, folded_spectrum, load_methods, period, vote
+from headforce.profile.classify import classify_heads, vote
+from headforce.profile.methods import find_method, load_methods
+from headforce.profile.periodicity import folded_spectrum, period
 from headforce.profile.results import label_text
 
 from .made import passed, profile, random_video
@@ -140,7 +142,7 @@ def logits(*signals):
 def test_periods_are_found(count, true):
     """Within one step of the frequencies that so many frames can tell apart."""
     signals = np.array([wave(true, count + 1, phase) + 0.3 for phase in np.linspace(0, true, 7)])
-    found = period(signals)
+    found = period(signals[:, None])
     assert (np.abs(count / found - count / true) <= 1.0).all()
 
 

@@ -19,6 +19,9 @@ def pyramid(passed: Pass, signs: float = 0.8, shortest: float = 6.4, harmonics: 
     - else wave, if the period of their folded spectrum is below `shortest` frames;
     - else anchor or veil, as their mean is above zero or not.
 
+    In a profile by query frame, signs and mean are those over all query frames, and the spectrum is the mean of theirs,
+    which shows waves as long as the chunk too; the published classification averages scores over the chunk.
+
     Args:
         signs: the share of signs that decides. shortest: the period under which a head is a wave.
         harmonics, weight: of the folded spectrum. The paper does not give the weight; 0.5 is that of a later
@@ -34,9 +37,9 @@ def pyramid(passed: Pass, signs: float = 0.8, shortest: float = 6.4, harmonics: 
             needed="shares from 0 to 1, and at least one harmonic",
         )
     logits = passed.logits
-    above = (logits > 0).mean(-1)
-    mean = logits.mean(-1, dtype=np.float64)
     waves = period(logits, harmonics, weight) < shortest
+    above = (logits > 0).mean((-1, -2))
+    mean = logits.mean((-1, -2), dtype=np.float64)
     names = np.where(waves, "wave", np.where(mean > 0, "anchor", "veil"))
     names = np.where(1 - above >= signs, "veil", names)
     names = np.where(above >= signs, "anchor", names)
