@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import runpy
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .errors import HeadforceError
-from .kvpass.capture import Call, adapters
+from .kvpass.capture import Call, adapters, modules_of
 
 FORMS = "(model, args, kwargs), (model, [(args, kwargs), ...]) or (model, function that calls the model it is given)"
 
@@ -42,6 +43,31 @@ class Example:
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], list) and all(map(_is_call, made[1])):
             return Example(*made)
         raise HeadforceError("HF-EXAMPLE", site=site, found=_described(made), needed=FORMS)
+
+    def copied(self) -> Example:
+        """The same on copies that share the weights with the original and nothing else.
+
+        Raises HF-EXAMPLE if a part of it cannot be copied.
+        """
+        shared = {id(weight): weight for m in modules_of(self.model) for weight in m.parameters(recurse=False)}
+        calls = None if callable(self.calls) else self.calls
+        try:
+            model, copies = copy.deepcopy((getattr(self.model, "_orig_mod", self.model), calls), shared)
+        except (RuntimeError, TypeError) as error:
+            raise HeadforceError(
+                "HF-EXAMPLE",
+                found=f"a part of model or calls that cannot be copied ({error})",
+                needed="one that copy.deepcopy takes; a function can make such inputs and call the model",
+            ) from error
+        return Example(model, self.calls if copies is None else copies)
+
+    def run(self) -> None:
+        """Makes the calls."""
+        if callable(self.calls):
+            self.calls(self.model)
+            return
+        for args, kwargs in self.calls:
+            self.model(*args, **kwargs)
 
     def first(self, site: str = "") -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
         """The model and the arguments of the first call. Raises HF-EXAMPLE where a function makes the calls."""
@@ -70,15 +96,15 @@ def _named(target: str) -> Any:
     place, _, name = target.rpartition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python` would find the packages next to the user
-    try:
-        if place.endswith(".py"):
-            names: Any = SimpleNamespace(**runpy.run_path(place)) if Path(place).is_file() else None
-        else:
-            names = importlib.import_module(place)
-    except (ImportError, ValueError) as error:
-        raise _missing(target, f"{type(error).__name__}: {error}") from error
-    if names is None:
-        raise _missing(target, "no such file")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise _missing(target, "no such file")
+        names: Any = SimpleNamespace(**runpy.run_path(place))
+    else:
+        try:
+            names = importlib.import_module(place or target)
+        except ImportError as error:
+            raise _missing(target, f"{type(error).__name__}: {error}") from error
     try:
         return attrgetter(name)(names)
     except AttributeError as error:

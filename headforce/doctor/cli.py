@@ -48,5 +48,5 @@ def doctor(target: str, policy: str | None, labels: Path | None, as_json: bool, 
 
         from .text import report
 
-        Console().print(report(diagnosis))
+        Console().print(report(diagnosis), soft_wrap=True)
     sys.exit(0 if diagnosis.ok else 1)

@@ -135,6 +135,6 @@ class Diagnosis:
         return {"version": JSON_VERSION, "ok": self.ok, "summary": self.summary, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
-        from .text import plain
+        from .text import report
 
-        return plain(self)
+        return report(self).plain

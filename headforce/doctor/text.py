@@ -1,53 +1,70 @@
-"""A diagnosis as text for a terminal."""
+"""A diagnosis as text. Lines are not wrapped, so that a terminal and an editor find file:line in them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ..kvpass.explanation import counted
-from .diagnosis import VERDICTS, Diagnosis, RunFacts
+from .diagnosis import VERDICTS, BreakVerdict, Diagnosis, RunFacts, SiteVerdict
 
 _COLOURS = {"owned": "green", "view": "yellow", "refused": "red", "excluded": "dim"}
-_MIB = 2**20
+_MIB, _GIB = 2**20, 2**30
 
 
-def plain(diagnosis: Diagnosis, width: int = 120) -> str:
-    """The text without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
-    console.print(report(diagnosis))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+def report(diagnosis: Diagnosis) -> Text:
+    """All of it, in colours; `.plain` is the text without them."""
+    return Text("\n").join(_lines(diagnosis))
 
 
-def report(diagnosis: Diagnosis) -> RenderableType:
-    """All of it, for a console of any width."""
-    return Group(*_parts(diagnosis))
-
-
-def _parts(seen: Diagnosis) -> Iterator[RenderableType]:
+def _lines(seen: Diagnosis) -> Iterator[Text]:
     family = f"family {seen.family}" if seen.family else "of no known family"
     yield Text(f"{seen.model}, {family}: {seen.summary}", style="bold green" if seen.ok else "bold red")
+    for note in seen.notes:
+        yield Text(f"* {note}")
     if seen.sites:
         yield Text()
-        yield _sites(seen)
+        for names, site in seen.grouped():
+            yield from _site(names, site)
+        for verdict in dict.fromkeys(site.verdict for site in seen.sites):
+            yield Text(f"{verdict}: {VERDICTS[verdict]}", style="dim")
     yield Text()
     yield Text(f"as it is        {run_words(seen.bare)}")
     if seen.prepared is not None:
         yield Text(f"after prepare   {run_words(seen.prepared)}")
-    if seen.breaks:
-        yield Text()
-        yield _breaks(seen)
+    for broken in seen.breaks:
+        yield from _break(broken)
     yield Text()
     yield Text(f"K and V now     {bytes_words(seen.kv_bytes)}")
     if seen.outlook is not None:
-        yield Text(f"under {seen.policy}\n{seen.outlook}")
-    for note in seen.notes:
-        yield Text(f"* {note}")
+        yield Text(f"under {seen.policy}, {seen.outlook}")
+
+
+def _site(names: str, site: SiteVerdict) -> Iterator[Text]:
+    yield Text.assemble(
+        (f"{site.verdict:<9} ", _COLOURS[site.verdict]), (names, "bold"), f"  {site.where}", style="none"
+    )
+    said = (
+        ("attention", site.query),
+        ("cache", site.cache),
+        ("RoPE", site.rope),
+        ("because", site.code and f"[{site.code}] {site.reason}"),
+        ("bare torch.compile", site.bare),
+    )
+    for word, value in said:
+        if value:
+            yield Text(f"    {word:<19}{value}")
+
+
+def _break(broken: BreakVerdict) -> Iterator[Text]:
+    found = broken.found
+    yield Text.assemble(("break     ", "yellow"), (found.cause, "bold"), f"  {found.where}", style="none")
+    yield Text(f"    {found.source or found.reason}")
+    if found.uncompiled:
+        yield Text("    the function around it then runs uncompiled")
+    removed = ("removed by ", "green") if broken.removed else "to change: "
+    yield Text.assemble("    ", removed, broken.remedy, style="none")
 
 
 def run_words(run: RunFacts) -> str:
@@ -59,35 +76,7 @@ def run_words(run: RunFacts) -> str:
 
 
 def bytes_words(count: int | None) -> str:
-    """Bytes in MiB; what to say where nobody knows."""
-    return "unknown: no cache was recognised" if count is None else f"{count / _MIB:.2f} MiB"
-
-
-def _sites(seen: Diagnosis) -> Table:
-    table = Table("attention", "verdict", "bare", "what was recognised", title_justify="left", expand=False)
-    for names, site in seen.grouped():
-        said = [site.query, site.cache, site.rope and f"RoPE {site.rope}"]
-        if site.code:
-            said.append(f"[{site.code}] {site.reason}")
-        table.add_row(
-            Text(f"{names}\n{site.where}", overflow="fold"),
-            Text(site.verdict, style=_COLOURS[site.verdict]),
-            Text(site.bare),
-            Text("\n".join(filter(None, said)), overflow="fold"),
-        )
-    table.caption = "; ".join(f"{name}: {VERDICTS[name]}" for name in dict.fromkeys(s.verdict for s in seen.sites))
-    table.caption_justify = "left"
-    return table
-
-
-def _breaks(seen: Diagnosis) -> Table:
-    table = Table("graph break", "where", "what removes it")
-    for verdict in seen.breaks:
-        found = verdict.found
-        lost = "\nthe function then runs uncompiled" if found.uncompiled else ""
-        table.add_row(
-            Text(found.cause),
-            Text(f"{found.where}\n{found.source}{lost}", overflow="fold"),
-            Text(verdict.remedy, style="green" if verdict.removed else ""),
-        )
-    return table
+    """Bytes in MiB or GiB; what to say where nobody knows."""
+    if count is None:
+        return "unknown: no cache was recognised"
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB else f"{count / _MIB:.2f} MiB"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +13,7 @@ from torch import nn
 from ..calls import Example
 from ..errors import HeadforceError
 from ..kvpass.breaks import Break, break_of, watched_breaks
-from ..kvpass.capture import Adapter, Call, find_model, modules_of
+from ..kvpass.capture import Adapter, find_model
 from ..kvpass.explanation import SiteFacts
 from ..kvpass.observer import Observer, Ran
 from ..kvpass.torch_private import without_recompile_limit
@@ -46,8 +44,8 @@ def watch(example: Example, *, adapted: bool) -> Watched:
 
     Raises HF-EXAMPLE if a part of the example cannot be copied, or if no call reaches the model.
     """
-    target, calls = _copied(example)
-    model, adapter = known_model(target)
+    copied = example.copied()
+    model, adapter = known_model(copied.model)
     used = adapter if adapted else None
     seen, observer = Watched(), Observer()
     torch._dynamo.reset()
@@ -60,7 +58,11 @@ def watch(example: Example, *, adapted: bool) -> Watched:
                 stack.enter_context(used.install(model))
             _intercept(model, used, observer, seen)
             seen.breaks = stack.enter_context(watched_breaks())
-            _make(calls, target, seen)
+            try:
+                copied.run()
+            except Exception:
+                if seen.error is None:  # it was not the model that failed
+                    raise
     finally:
         torch._dynamo.reset()
     if not seen.graphs:
@@ -82,20 +84,6 @@ def known_model(target: Any) -> tuple[nn.Module, Adapter | None]:
         raise
 
 
-def _copied(example: Example) -> tuple[Any, Sequence[Call] | Callable[[Any], object]]:
-    shared = {id(weight): weight for module in modules_of(example.model) for weight in module.parameters(recurse=False)}
-    calls = None if callable(example.calls) else example.calls
-    try:
-        target, copies = copy.deepcopy((getattr(example.model, "_orig_mod", example.model), calls), shared)
-    except (RuntimeError, TypeError) as error:
-        raise HeadforceError(
-            "HF-EXAMPLE",
-            found=f"a part of model or calls that cannot be copied ({error})",
-            needed="one that copy.deepcopy takes; a function can make such inputs and call the model",
-        ) from error
-    return target, example.calls if copies is None else copies
-
-
 def _intercept(model: nn.Module, adapter: Adapter | None, observer: Observer, seen: Watched) -> None:
     """From now on every call of the copy runs under Dynamo and is written down."""
     forward = model.forward
@@ -115,15 +103,3 @@ def _intercept(model: nn.Module, adapter: Adapter | None, observer: Observer, se
             seen.newest = observer.ran[ran:] or seen.newest
 
     model.forward = call
-
-
-def _make(calls: Sequence[Call] | Callable[[Any], object], target: Any, seen: Watched) -> None:
-    try:
-        if callable(calls):
-            calls(target)
-            return
-        for args, kwargs in calls:
-            target(*args, **kwargs)
-    except Exception:
-        if seen.error is None:  # it was not the model that failed
-            raise

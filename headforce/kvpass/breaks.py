@@ -150,8 +150,7 @@ def _read(messages: list[str]) -> list[Break]:
 
 def _break(where: str, text: str) -> Break:
     """A break at a place, from torch's own words about it."""
-    file, _, line = where.rpartition(":")
-    source = linecache.getline(file, int(line)).strip() if line.isdigit() else ""
+    where, source = _line_at(where)
     kind, _, more = text.partition("\n")
     explained = _EXPLANATION.search(more)
     reason = _ADDRESS.sub("", " ".join((explained[1] if explained else kind).split()))
@@ -159,3 +158,12 @@ def _break(where: str, text: str) -> Break:
         if re.search(cause.said, f"{kind} {reason}") and re.search(cause.line, source):
             return Break(where, source, cause.name, reason, cause.remedy)
     return Break(where, source, kind, reason, OTHER)
+
+
+def _line_at(where: str) -> tuple[str, str]:
+    """A line of source and its place; the one in front of it where Dynamo names an empty line behind a statement."""
+    file, _, number = where.rpartition(":")
+    for line in range(int(number), 0, -1) if number.isdigit() else ():
+        if source := linecache.getline(file, line).strip():
+            return f"{file}:{line}", source
+    return where, ""
