@@ -81,12 +81,15 @@ class Finished:
         if lacking:
             return "; ".join(lacking)
         if not self.processes:
-            return "no Python process that imported torch"
+            return "no Python process that called a module of torch"
         if self.models:
             return "calls of " + ", ".join(model["name"] for model in self.models) + " without a cache only"
-        compiled, called = ([n for p in self.processes for n in p[key]] for key in ("compiled", "called"))
-        seen = ", ".join(dict.fromkeys(called)) or "no module"
-        return f"calls of {seen}" + (f"; torch.compile by the script of {', '.join(compiled)}" if compiled else "")
+        called, compiled = (_names(self.processes, key) for key in ("called", "compiled"))
+        return f"calls of {called}" + (f"; torch.compile by the script of {compiled}" if compiled else "")
+
+
+def _names(processes: Sequence[dict[str, Any]], key: str) -> str:
+    return ", ".join(dict.fromkeys(name for process in processes for name in process[key]))
 
 
 def execute(command: Sequence[str], settings: RunSettings) -> Finished:

@@ -107,9 +107,10 @@ class ProcessRecord:
             self.save()
 
     def save(self) -> None:
-        """Writes the record, in one step."""
-        if not self.folder.is_dir():
-            return  # the command itself is gone
+        """Writes the record, in one step; helpers that called no module, such as compilers' workers, have none."""
+        seen = self.models or self.called or self.compiled
+        if not seen or not self.folder.is_dir():  # the folder goes with the command
+            return
         self._saved = time.monotonic()
         path = self.folder / f"{os.getpid()}.json"
         part = path.with_suffix(".part")

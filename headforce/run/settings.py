@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..presets import read_policy
-
 VARIABLE = "HEADFORCE_RUN"
 """The environment variable that carries the settings to every process of the command."""
 BOOTSTRAP = Path(__file__).parent / "bootstrap"
@@ -40,6 +38,8 @@ class RunSettings:
 
     def checked(self) -> RunSettings:
         """The same with absolute paths, since scripts change their folder. Raises what `read_policy` raises."""
+        from ..presets import read_policy  # not in every process of the command
+
         read_policy(self.policy, self.labels)
         policy = os.path.abspath(self.policy) if Path(self.policy).exists() else self.policy
         return replace(self, policy=policy, labels=self.labels and os.path.abspath(self.labels))

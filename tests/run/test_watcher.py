@@ -193,6 +193,14 @@ def test_chunks_of_videos():
     assert record.videos[-1] == [6, 3, 3]
 
 
-def test_a_record_of_a_command_that_is_gone(tmp_path):
-    ProcessRecord(tmp_path / "gone").save()
+def test_records_are_written_where_there_is_something_to_say(tmp_path):
+    record = ProcessRecord(tmp_path)
+    record.save()
     assert not list(tmp_path.iterdir())
+    record.called["Vae"] = None
+    record.save()
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    gone = ProcessRecord(tmp_path / "gone")  # the folder of a command that has ended
+    gone.called["Vae"] = None
+    gone.save()
+    assert not gone.folder.exists()
