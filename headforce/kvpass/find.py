@@ -126,11 +126,25 @@ def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation |
             f"K or V computed from the cache {written[0].name} in an unknown way",
             "views and slices between cache and attention",
         )
+    pasts = _pasts(view, call)
+    if pasts:
+        raise Refused(
+            "HF-CACHE-FORM",
+            f"new rows of V joined with {' and '.join(pasts)} in an unknown way",
+            "cat([past, new]), of one past for each of K and V",
+        )
     raise Refused(
         "HF-NOHISTORY",
         "K and V that hold no past which this graph keeps",
         "a cache that the graph writes, or cat([past, new])",
     )
+
+
+def _pasts(view: GraphView, call: AttentionCall) -> list[str]:
+    """The graph inputs that reach V beside new rows. V has no RoPE, whose tables may have four dims too."""
+    projections, inputs = behind(view, call.v.node)
+    pasts = [n for n in view.placeholders if n in inputs and len(view.shape(n) or ()) > 3]
+    return [input_source(n) or n.name for n in pasts] if projections else []
 
 
 def _rope(

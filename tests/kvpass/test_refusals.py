@@ -170,12 +170,13 @@ PROTOCOLS = {
     "HF-CACHE-FORM": [
         write_after_read, values_from_other_rows, blended_sink, added_in_place, written_by_index, broadcast_write,
         every_other_row, keys_changed_on_the_way, values_scaled_on_the_way, cat_written_too, cat_keys_only,
+        cat_new_rows_first,
     ],
     "HF-KV-RANGE": [keys_and_values_of_different_rows, rolled((3, 6), (1, 4), only_keys=True)],
     "HF-SHARED-KV": [one_tensor_for_both],
     "HF-ESCAPE": [second_reader_of_the_cache, second_reader_of_the_slice, slice_returned, cat_read_elsewhere],
     "HF-ROLL": [rolled((1, 4), (2, 5)), rolled((4, 6), (1, 3)), rolled((4, 6), (1, 3), clone=False)],
-    "HF-NOHISTORY": [lambda k, v, cache, start: (k, v), cat_new_rows_first],
+    "HF-NOHISTORY": [lambda k, v, cache, start: (k, v)],
 }  # fmt: skip
 
 
