@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ..errors import HeadforceError
+from .eligible import viewable
 from .find import find_sites
+from .graph_view import GraphView
 from .inner import compile_inner
 from .layers import PLAIN, VIEW, variant_of
 from .options import Options, read_options
@@ -45,10 +47,13 @@ def headforce_backend(
         settings = read_options(mode, options)
         _check_policy(session, settings)
         copied = own_copy(module)
+        _erase_dead(copied)
         report = find_sites(copied, example_inputs)
         variant = PLAIN if settings.policy is None else VIEW
         if session is not None:
             variant = variant_of(session.mode, session.policy)
+        if variant == VIEW:
+            report = viewable(report)
         if variant != PLAIN:
             check_refused(report, settings)
             _check_gradients(example_inputs, report)
@@ -60,6 +65,15 @@ def headforce_backend(
         return SiteGraph(copied, example_inputs, settings, report, variant)
     except HeadforceError as error:
         return _refusing(error)
+
+
+def _erase_dead(module: GraphModule) -> None:
+    """Erases what nothing depends on; a cache that only such nodes read is read by nobody."""
+    live = GraphView(module).live
+    for node in reversed(list(module.graph.nodes)):
+        if node not in live:
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def _check_policy(session: Session | None, settings: Options) -> None:

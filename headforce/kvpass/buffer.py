@@ -131,11 +131,11 @@ class Buffered:
         region = view.region(self.seen.starts, enters)
         moved = set(rolled.cursor.passed if rolled else ())
         other = [n for n in self.used.consumers if n not in region | moved | {enters}]
-        other += [n for node in region for n in node.users if n not in region and n is not enters]
+        other += [n for node in region for n in view.users(node) if n not in region and n is not enters]
         other += [
             n
             for node in moved - self.used.aliases
-            for n in node.users
+            for n in view.users(node)
             if n not in moved and op_name(n) not in ("setitem", "copy_")
         ]
         if other or sum(n in region or n is self.buffer for n in enters.all_input_nodes) != 1:
@@ -252,9 +252,7 @@ def join(view: GraphView, call: AttentionCall, k: Buffered, v: Buffered, inputs:
         a, b = map(rows_text, other)
         raise Refused("HF-KV-RANGE", f"K rows {a} but V rows {b}", "the same rows of K and V")
     if not view.ensure(sympy.Eq(k.capacity, v.capacity)) or k.layout != v.layout:
-        raise Refused(
-            "HF-KV-RANGE", f"caches of {k.capacity} and {v.capacity} rows", "caches of one shape for K and V"
-        )
+        raise Refused("HF-KV-RANGE", f"caches of {k.capacity} and {v.capacity} rows", "caches of one shape for K and V")
     k_input, v_input = inputs
     form = CacheForm(
         kind="append",

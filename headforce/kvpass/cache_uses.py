@@ -50,7 +50,7 @@ def uses(view: GraphView, base: Node, labels: tuple[str, ...]) -> Uses:
     queue = [base]
     while queue:
         node = queue.pop()
-        for user in node.users:
+        for user in view.users(node):
             if writes_in_place(user, node):
                 write = _write(view, base, labels, node, user)
                 (unknown if write is None else writes).append(user if write is None else write)

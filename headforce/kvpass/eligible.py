@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..errors import HeadforceError
-from .site import Site
+from .site import Refusal, Site, SiteReport
 
 
 def check_ownable(site: Site) -> None:
@@ -27,6 +29,19 @@ def check_viewable(site: Site) -> None:
     if site.rope is None or site.rope.query_start is None or site.rope.tokens_per_frame is None:
         notes = "; ".join(site.notes) or "no RoPE"
         raise HeadforceError("HF-CLOCK", site=_where(site), found=notes, needed="RoPE that shows the query's frame")
+
+
+def viewable(report: SiteReport) -> SiteReport:
+    """The report with sites that view mode cannot take among those that are refused."""
+    found, refused = [], list(report.refused)
+    for site in report.found:
+        try:
+            check_viewable(site)
+        except HeadforceError as error:
+            refused.append(Refusal(error.code, site.name, site.where, error.found, error.needed))
+        else:
+            found.append(site)
+    return replace(report, found=tuple(found), refused=tuple(refused))
 
 
 def _where(site: Site) -> str:

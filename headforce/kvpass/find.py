@@ -13,7 +13,7 @@ from .graph_view import GraphView
 from .history import landing
 from .normal_form import Cursor, settle, walk
 from .places import module_path, source_line, unique
-from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first
+from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
 from .site import Operand, Refusal, RopeForm, Site, SiteReport
 from .sources import behind
@@ -112,12 +112,12 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
 
 def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation | None]:
     """The cache form; keys that are rotated after the cache are looked through."""
-    rotation = first("rope", view, call.k)
+    rotation, factor = rotated(view, call.k)
     if rotation is not None:
         call = replace(call, k=replace(rotation.raw, casts=(), passed=()))
     match = first("cache", view, call)
     if match is not None:
-        return match, rotation
+        return (match if rotation is None else replace(match, factor=match.factor * factor)), rotation
     inputs = behind(view, call.k.node, call.v.node)[1]
     written = [n for n in view.placeholders if n in inputs and is_written(view, n)]
     if written:

@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from . import torch_private
-from .ops import ALIASING, op_name, tensor_argument, writes_in_place
+from .ops import ALIASING, is_dead, op_name, tensor_argument, writes_in_place
 from .symbolic import Binder, Facts, to_expr
 
 
@@ -40,11 +40,31 @@ class GraphView:
 
     @cached_property
     def digraph(self) -> nx.DiGraph:
-        """The data flow, one edge from each node to each of its users."""
+        """The data flow: an edge from each node to each of its users, and from a write to who reads the memory later.
+
+        Writes into graph inputs are left out: caches are looked at as such.
+        """
         graph = nx.DiGraph()
         graph.add_nodes_from(self.nodes)
         graph.add_edges_from((node, user) for node in self.nodes for user in node.users)
+        for node in self.nodes:
+            for source in node.all_input_nodes:
+                writers = self.writers(source) if self.root(source).op != "placeholder" else []
+                graph.add_edges_from((writer, node) for writer in writers if self.order[writer] < self.order[node])
         return graph
+
+    @cached_property
+    def live(self) -> set[Node]:
+        """The nodes on which something depends: an output, a write in place, or an operation that is not known."""
+        live: set[Node] = set()
+        for node in reversed(self.nodes):
+            if not is_dead(node, live):
+                live.add(node)
+        return live
+
+    def users(self, node: Node) -> list[Node]:
+        """Who reads a node, without readers on which nothing depends."""
+        return [user for user in node.users if user in self.live]
 
     def tensor(self, node: Any) -> torch.Tensor | None:
         """The example tensor of a node, or None."""

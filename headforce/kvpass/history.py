@@ -35,9 +35,7 @@ class Trace:
         return Rows(sympy.S.Zero, shape[dims[0]]) if len(dims) == 1 and len(self.cursor.axes[dims[0]]) == 1 else None
 
 
-def trace(
-    view: GraphView, cursor: Cursor, *, factors: bool = False, until: Node | None = None
-) -> Iterator[Trace]:
+def trace(view: GraphView, cursor: Cursor, *, factors: bool = False, until: Node | None = None) -> Iterator[Trace]:
     """Steps back from a cursor through value-keeping operations and slices of whole axes, the start included.
 
     Goes no further than `until`, which may be a copy that is written: its value is not that of what was copied.

@@ -166,3 +166,10 @@ def writes_in_place(node: Node, operand: Node) -> bool:
         return False
     name = op_name(node) or getattr(node.target, "__name__", "")
     return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+
+
+def is_dead(node: Node, live: set[Node]) -> bool:
+    """Whether nothing depends on a node, given which of its users are `live`: tracing leaves views nobody reads."""
+    if op_name(node) not in (_NAMES | ALIASING) - {"dropout"} or any(user in live for user in node.users):
+        return False
+    return not any(writes_in_place(node, operand) for operand in node.all_input_nodes)

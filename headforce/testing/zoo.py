@@ -344,6 +344,7 @@ class SelfAttention(nn.Module):
         dtype: of weights and caches.
         raw_cache: whether the cache holds keys before RoPE, and attention rotates all of them by their place in what
             it reads (relative positions).
+        kv_heads: heads of K and V; by default those of the core.
     """
 
     def __init__(
@@ -353,11 +354,13 @@ class SelfAttention(nn.Module):
         core: str | Callable[..., Tensor] = "sdpa",
         dtype: torch.dtype = torch.float32,
         raw_cache: bool = False,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
         self.rope, self.rope_kind = ROPES[rope]
         self.protocol = PROTOCOLS[protocol][0] if isinstance(protocol, str) else protocol
         self.core, self.kv_heads = CORES[core] if isinstance(core, str) else (core, HEADS)
+        self.kv_heads = kv_heads or self.kv_heads
         self.raw_cache = raw_cache
         self.heads_first = protocol == "append_heads_first"
         self.concatenates = isinstance(protocol, str) and PROTOCOLS[protocol][1] == "cat"

@@ -1,6 +1,17 @@
 """The recognisers: one file for each form, found by being in this folder."""
 
-from .base import AttentionCall, CacheMatch, Excluded, Refused, Rotation, discover, first, recognizer, recognizers
+from .base import (
+    AttentionCall,
+    CacheMatch,
+    Excluded,
+    Refused,
+    Rotation,
+    discover,
+    first,
+    recognizer,
+    recognizers,
+    rotated,
+)
 
 __all__ = [
     "AttentionCall",
@@ -12,4 +23,5 @@ __all__ = [
     "first",
     "recognizer",
     "recognizers",
+    "rotated",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -25,7 +25,8 @@ import sympy
 import torch
 from torch.fx import Node
 
-from ..normal_form import Cursor
+from ..graph_view import GraphView
+from ..normal_form import Cursor, walk
 from ..site import CacheForm, Factor, PlaceTable
 
 KINDS = ("attention", "mask", "exclude", "cache", "rope")
@@ -160,3 +161,12 @@ def recognizers(kind: str) -> list[Callable[..., Any]]:
 def first(kind: str, *args: Any) -> Any | None:
     """What the first recogniser of `kind` that knows the form returns, or None."""
     return next((found for function in recognizers(kind) if (found := function(*args)) is not None), None)
+
+
+def rotated(view: GraphView, cursor: Cursor) -> tuple[Rotation | None, float]:
+    """The rotation behind an operand of attention, and the constant that multiplies what was rotated."""
+    rotation = first("rope", view, cursor)
+    if rotation is not None:
+        return rotation, 1.0
+    *_, last = walk(cursor, view, factors=True)
+    return (first("rope", view, replace(last, factor=1.0)), last.factor / cursor.factor) if last.passed else (None, 1.0)

@@ -164,7 +164,7 @@ class _Side:
             raise Refused("HF-CACHE-FORM", f"{self.base.name} both concatenated and written in place", "one of the two")
         region = view.region([self.cat], enters)
         bad = [n for n in used.consumers if n not in region and not _only_returned(view, n)]
-        leaving = [n for node in region for n in node.users if n not in region and n is not enters]
+        leaving = [n for node in region for n in view.users(node) if n not in region and n is not enters]
         bad += [n for n in leaving if not _only_returned(view, n)]
         if bad or sum(n in region for n in enters.all_input_nodes) != 1:
             reader = bad[0] if bad else enters
@@ -173,7 +173,7 @@ class _Side:
                 f"{self.base.name} also read by {reader.format_node() or reader.name}",
                 "a past that only this call and the output read",
             )
-        return tuple(dict.fromkeys(node for node in region for n in node.users if n in leaving))
+        return tuple(dict.fromkeys(node for node in region for n in view.users(node) if n in leaving))
 
     def rule(self) -> ReadRule:
         first, last = self.segments[0], self.segments[-1]
@@ -188,4 +188,4 @@ def _only_returned(view: GraphView, node: Node) -> bool:
     if node.op == "output":
         return True
     carries = op_name(node) in COPIES | {"getitem", "narrow", "cat", "transpose", "permute"}
-    return carries and all(_only_returned(view, user) for user in node.users)
+    return carries and all(_only_returned(view, user) for user in view.users(node))

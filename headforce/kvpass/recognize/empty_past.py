@@ -14,7 +14,7 @@ from ..graph_view import GraphView
 from ..history import landing
 from ..normal_form import Cursor
 from ..ops import op_name, sequence_argument
-from .base import AttentionCall, Excluded, first, recognizer
+from .base import AttentionCall, Excluded, recognizer, rotated
 
 
 @recognizer("exclude", order=20)
@@ -22,7 +22,7 @@ def empty_past(view: GraphView, call: AttentionCall) -> Excluded | None:
     """Why this call has no past, if K and V are each joined to an empty graph input; else None."""
     k, v = _past(view, call.k), _past(view, call.v)
     if k is None:  # keys may be rotated after they are joined
-        rotation = first("rope", view, call.k)
+        rotation, _ = rotated(view, call.k)
         k = None if rotation is None else _past(view, rotation.raw)
     if k is None or v is None:
         return None

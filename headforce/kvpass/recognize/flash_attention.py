@@ -60,8 +60,8 @@ def flash_attention(view: GraphView, node: Node) -> AttentionCall | None:
         raise Refused("HF-ATTENTION-FORM", f"{operator_name(node)} with {', '.join(other)}", "plain q, k and v")
     if to_number(given.get("softcap", 0.0)) != 0 or given.get("alibi_slopes") is not None:
         raise Refused("HF-SCOREMOD", f"{operator_name(node)} with a soft cap or slopes", "scores as they are")
-    results = [user for user in node.users if op_name(user) == "getitem" and user.args[1] == 0]
-    if len(results) != 1 or any(user.users for user in node.users if user not in results):
+    results = [user for user in view.users(node) if op_name(user) == "getitem" and user.args[1] == 0]
+    if len(results) != 1 or results != view.users(node):
         raise Refused("HF-ESCAPE", f"{node.name} read for more than its output", "a call whose output alone is used")
     packed = given.get("cu_seqlens_q") is not None
     q, k, v = _packed(view, given) if packed else operands(view, [given[n] for n in "qkv"], LAYOUT)

@@ -56,9 +56,8 @@ def flex_attention(view: GraphView, node: Node) -> AttentionCall | None:
     if node.op != "call_function" or not is_higher_order(node.target) or node.target.name() != "flex_attention":
         return None
     query, key, value, score, blocks, scale, _, score_captured, mask_captured = node.args
-    results = [user for user in node.users if op_name(user) == "getitem" and user.args[1] == 0]
-    others = [user for user in node.users if user not in results and user.users]
-    if len(results) != 1 or others:
+    results = [user for user in view.users(node) if op_name(user) == "getitem" and user.args[1] == 0]
+    if len(results) != 1 or results != view.users(node):
         raise Refused("HF-ESCAPE", f"{node.name} read for more than its output", "a call whose output alone is used")
     q, k, v = operands(view, (query, key, value), LABELS)
     return AttentionCall(

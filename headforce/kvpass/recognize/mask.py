@@ -9,7 +9,8 @@
 
 A mask may be built in any number of steps from constants, in-place writes included (`kvpass/constants.py`).
 Counter-examples, all refused: a mask that is a graph input or computed from one; one that hides other rows;
-`is_causal=True` over a history (it aligns to the first key, so it would hide the history).
+`is_causal=True` over a history (it aligns to the first key, so it would hide the history); a constant bias
+(HF-SCOREMOD).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..graph_view import GraphView
 from ..normal_form import Cursor, walk
 from ..ops import argument, op_name
 from ..site import Hidden, Mask
-from .base import AttentionCall, recognizer
+from .base import AttentionCall, Refused, recognizer
 
 MAX_ELEMENTS = 1 << 24
 """Of a mask that is looked at place by place."""
@@ -47,6 +48,8 @@ def constant_mask(view: GraphView, call: AttentionCall) -> Mask | None:
     value = constant(view, mask, call.node)
     if not isinstance(value, torch.Tensor) or (hidden and value.dtype != torch.bool):
         return None
+    if value.dtype != torch.bool and not bool(((value == 0) | (value == -torch.inf)).all()):
+        raise Refused("HF-SCOREMOD", f"{mask.name}, a bias on the scores", "a mask of 0 and -inf, or no mask")
     return classify(~value if hidden else value)
 
 

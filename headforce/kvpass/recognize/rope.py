@@ -27,7 +27,7 @@ from dataclasses import replace
 import sympy
 from torch.fx import Node
 
-from ..axes import Atom, single
+from ..axes import ONE, Atom, single
 from ..graph_view import GraphView
 from ..normal_form import Cursor, settle, walk
 from ..ops import argument, op_name, sequence_argument, tensor_argument
@@ -204,6 +204,10 @@ def _paired(kind: str, parts: tuple[Leaf, ...] | None, raw: Cursor, view: GraphV
 def _rotation(view: GraphView, kind: str, raw: Cursor, cos: object, sin: object, dtype: object) -> Rotation | None:
     """Put the parts together; the clock is read from the part of the table that the slowest piece of the rows
     selects."""
+    # Heads that are repeated behind the rotation do not change what is rotated.
+    raw = replace(
+        raw, axes=tuple(tuple(a._replace(stride=ONE) if a.label == "head" else a for a in d) for d in raw.axes)
+    )
     raw = _whole_batch(view, settle(raw, view))
     if cos is None or sin is None or not _plain(raw):
         return None

@@ -31,6 +31,8 @@ from ..scores import NEEDED, from_product, unmasked
 from ..sources import behind
 from .base import AttentionCall, Refused, recognizer
 
+_ON_THE_WAY = frozenset({"dropout", "mul", "div", "mul_", "div_", "add", "where", "masked_fill"})
+
 
 @recognizer("attention", order=20)
 def written_attention(view: GraphView, node: Node) -> AttentionCall | None:
@@ -99,7 +101,7 @@ def _call(view: GraphView, node: Node, entered: Node) -> AttentionCall:
 
 def _check_private(view: GraphView, product: Node, second: Node) -> None:
     region = view.region([product], second)
-    outside = [u for n in region for u in n.users if u not in region and u is not second]
+    outside = [u for n in region for u in view.users(n) if u not in region and u is not second]
     if outside:
         raise Refused(
             "HF-ESCAPE", f"attention weights also read by {outside[0].name}", "weights that only attention reads"
@@ -133,11 +135,11 @@ def _weights(view: GraphView, softmax: Node, second: Product) -> tuple[Letters, 
 
 
 def _entered(view: GraphView, node: Node) -> Node | None:
-    """The product into which a softmax goes, through casts, views and divisions."""
+    """The product into which a softmax goes, through casts, views and what may be done to weights."""
     queue, seen = [node], set()
     while queue:
         at = queue.pop()
-        for user in at.users:
+        for user in view.users(at):
             if op_name(user) in PRODUCTS:
                 return user
             shape = view.shape(user)
@@ -146,6 +148,6 @@ def _entered(view: GraphView, node: Node) -> Node | None:
             seen.add(user)
             labels = [str(i) for i in range(len(shape))]
             passed = peel(Cursor(user, label_dims(labels, shape)), view) is not None
-            if passed or op_name(user) in ("dropout", "div", "div_"):
+            if passed or op_name(user) in _ON_THE_WAY:
                 queue.append(user)
     return None

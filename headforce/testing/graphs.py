@@ -1,0 +1,263 @@
+"""Random small attention layers, each labelled by how it was made: it can be rewritten, or it is refused with a code.
+
+A `Recipe` says how a layer of `headforce.testing.zoo` is put together: RoPE, the cache's form, how attention is
+written, where the scale and the mask go, grouped heads, dtypes, and what is done to operands that changes no value.
+At most one `fault` is added, and its code is the label. `check` compiles the layer, runs it and compares.
+
+    python -m headforce.testing.graphs --count 1000        # prints what is not as its label says; needs hypothesis
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hypothesis import assume
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ..kvpass.backend import headforce_backend
+from ..kvpass.eligible import viewable
+from ..kvpass.find import find_sites
+from ..kvpass.layers import viewed
+from ..policy import Policy
+from . import zoo
+from .cores import GROUPED, MASKS, PRODUCTS, SCALES, SOFTMAXES, TO_HEADS, WRITTEN, attend
+from .unsupported import CORE_FAULTS, FAULTS, PROTOCOL_FAULTS
+from .zoo import HEADS, TOKENS
+
+SAME: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "transpose twice": lambda x: x.transpose(1, 2).transpose(2, 1),
+    "permute and back": lambda x: torch.permute(x, (0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "movedim": lambda x: x.movedim(1, 2).swapaxes(1, 2),
+    "mT": lambda x: x.mT.transpose(-1, -2),
+    "clone": lambda x: x.clone(),
+    "contiguous": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "wider and back": lambda x: x.double().to(x.dtype),
+    "type_as": lambda x: x.type_as(x).type(x.dtype),
+    "flatten": lambda x: x.flatten(2).unflatten(-1, x.shape[2:]),
+    "reshape": lambda x: x.reshape(-1, x.shape[-1]).view(x.shape),
+    "heads split": lambda x: x.view(*x.shape[:2], -1, 2 - x.shape[2] % 2, x.shape[3]).flatten(2, 3),
+    "unsqueeze": lambda x: x[:, None].squeeze(1)[..., None].squeeze(-1),
+    "index none": lambda x: x[None][0],
+    "full slices": lambda x: x[:, : x.shape[1]][..., 0:],
+    "narrow": lambda x: x.narrow(1, 0, x.shape[1]),
+    "dropout off": lambda x: F.dropout(x, 0.3, training=False),
+    "expand": lambda x: x.expand(-1, -1, -1, -1).expand_as(x),
+    "cat of one": lambda x: torch.cat([x, x[:, x.shape[1] :]], dim=1),
+    "stack of one": lambda x: torch.stack([x]).squeeze(0),
+}
+"""What changes no value of a tensor [B, S, H, D]."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a layer is made. Names are keys of the tables of this file and of `zoo`.
+
+    Attributes:
+        rope, protocol: as in `zoo`. raw: keys are rotated when they are read.
+        product: how attention is written. scale: where its scale is. mask: how a mask that hides nothing is given.
+        softmax: how softmax is written. heads: how operands get to [B, H, S, D]. grouped, kv_heads: how K/V heads are
+            repeated, and how many there are.
+        same: what is done to q, to the new k and v, and to the keys and values that are read.
+        dtype, batch: of weights, caches and input; rows of a batch. frames: past frames in the cache.
+        fault: a key of `unsupported.FAULTS`, or None.
+    """
+
+    rope: str
+    protocol: str
+    product: str
+    scale: str
+    mask: str
+    softmax: str
+    heads: str
+    grouped: str
+    kv_heads: int
+    same: tuple[str, str, str]
+    dtype: torch.dtype
+    batch: int
+    frames: int
+    raw: bool
+    fault: str | None
+
+    @property
+    def code(self) -> str | None:
+        """The code with which the layer is refused; None for one that is rewritten."""
+        return None if self.fault is None else FAULTS[self.fault]
+
+    def possible(self) -> bool:
+        """Whether the parts go together."""
+        grouped, written = self.kv_heads < HEADS, self.product in WRITTEN
+        appends = zoo.PROTOCOLS[self.protocol][1] == "append"
+        checks = [
+            not (self.raw and self.rope == "none"),
+            not (self.product == "flex" and self.mask != "none"),
+            self.scale in ("default", "query", "key", "before") or self.product not in ("sdpa", "flex"),
+            self.grouped != "native" or not written,
+            not (self.product == "sdpa" and self.mask in ("filled", "chosen")),
+            not (written and self.mask == "boolean"),
+            not (written and self.dtype == torch.bfloat16),  # eager rounds scores: nothing to compare with
+            not (self.raw and self.protocol in ("append_sink_and_window", "deferred_sink_and_window")),
+            not (self.raw and self.protocol == "cat_sink_and_window"),
+            self.fault not in PROTOCOL_FAULTS or (self.protocol == "append" and not self.raw),
+            self.fault not in CORE_FAULTS or CORE_FAULTS[self.fault](self.product, self.mask, grouped),
+            self.fault != "no rope" or not self.raw,
+            self.frames >= 4 or self.protocol != "cat_sink_and_window",
+            appends or self.protocol != "cat_window" or self.frames >= 2,
+        ]
+        return all(checks)
+
+    def layer(self) -> zoo.SelfAttention:
+        """The layer, with weights that depend on nothing."""
+        q_same, new_same, read_same = (SAME[name] for name in self.same)
+        inner = PROTOCOL_FAULTS.get(self.fault or "", zoo.PROTOCOLS[self.protocol][0])
+
+        def protocol(k: Tensor, v: Tensor, cache: zoo.Cache, start: int) -> tuple[Tensor, Tensor]:
+            keys, values = inner(new_same(k), new_same(v), cache, start)
+            return read_same(keys), read_same(values)
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            rope = "none" if self.fault == "no rope" else self.rope
+            layer = zoo.SelfAttention(rope, protocol, self._core(q_same), self.dtype, self.raw, self.kv_heads)
+        layer.heads_first = self.protocol == "append_heads_first"
+        layer.concatenates = zoo.PROTOCOLS[self.protocol][1] == "cat"
+        return layer
+
+    def _core(self, same: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        return lambda q, k, v: attend(self, same(q), k, v)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a layer: what is not as its label says, or "" if all is."""
+
+    recipe: Recipe
+    wrong: str
+
+
+class _Inner:
+    """An inner compiler that runs the graph as it is and counts the launches of ragged attention in it."""
+
+    name = "headforce_testing"
+
+    def __init__(self) -> None:
+        self.launches = 0
+        torch._dynamo.register_backend(lambda module, examples, **_: self.compile(module, examples), name=self.name)
+
+    def compile(self, module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        """A backend."""
+        operator = torch.ops.headforce.ragged_attention.default
+        count = sum(node.target is operator for node in module.graph.nodes)
+
+        def run(*args: Any) -> Any:
+            self.launches += count
+            return module.forward(*args)
+
+        return run
+
+
+_INNER = _Inner()
+
+
+def check(recipe: Recipe) -> Outcome:
+    """Compiles the layer in view mode under `native()`, runs one pass and compares with eager code.
+
+    A layer without fault has to be found, launched once, and equal to eager. Any other has to be refused with its code,
+    launch nothing, and equal eager too.
+    """
+    torch._dynamo.reset()
+    viewed.clear()
+    layer, start = recipe.layer(), recipe.frames * TOKENS
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        cache = layer.new_cache(recipe.batch, recipe.frames)
+        cache.update(held=start, seen=start)
+        x = torch.randn(recipe.batch, zoo.CHUNK_FRAMES * TOKENS, layer.q.in_features, dtype=recipe.dtype)
+    theirs = copy.deepcopy(cache)
+    codes: list[str] = []
+    found, before = 0, _INNER.launches
+
+    def backend(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        nonlocal found
+        report = viewable(find_sites(module, examples))
+        found += len(report.found)
+        codes.extend(refusal.code for refusal in report.refused)
+        return headforce_backend(
+            module,
+            examples,
+            options={"policy": Policy({}), "inner": _INNER.name, "on_refuse": "warn", "verify": "plan"},
+        )
+
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    with torch.set_grad_enabled(recipe.fault == "gradients"), torch.random.fork_rng():
+        results = []
+        for model, own in ((layer, theirs), (compiled, cache)):
+            torch.manual_seed(2)  # dropout
+            results.append(model(x, own, start))
+    expected, got = results
+    launches = _INNER.launches - before
+    wrong = []
+    if (found, set(codes)) != ((1, set()) if recipe.code is None else (0, {recipe.code})):
+        wrong.append(f"found {found}, refused {codes}; expected {recipe.code or 'found'}")
+    if launches != (recipe.code is None):
+        wrong.append(f"{launches} launches")
+    limit = {torch.float32: 1e-4, torch.bfloat16: 3e-2}[recipe.dtype] * float(expected.abs().max())
+    if not torch.isfinite(got).all() or float((got - expected).abs().max()) > limit:
+        wrong.append(f"differs by {float((got - expected).abs().max()):.2g}, of {float(expected.abs().max()):.2g}")
+    wrong += [f"another cache {name}" for name in ("k", "v") if not torch.equal(cache[name], theirs[name])]
+    return Outcome(recipe, "; ".join(wrong))
+
+
+def recipes() -> st.SearchStrategy[Recipe]:
+    """Recipes whose parts go together, about two in three of them without a fault."""
+
+    @st.composite
+    def drawn(draw: st.DrawFn) -> Recipe:
+        recipe = recipe_by(lambda choices: draw(st.sampled_from(choices)))
+        assume(recipe.possible())
+        return recipe
+
+    return drawn()
+
+
+def random_recipe(source: random.Random) -> Recipe:
+    """The same at random, evenly: what hypothesis tries resembles what it tried before."""
+    while True:
+        recipe = recipe_by(source.choice)
+        if recipe.possible():
+            return recipe
+
+
+def recipe_by(choose: Callable[[Sequence[Any]], Any]) -> Recipe:
+    """A recipe of which `choose` makes every choice; its parts may not go together."""
+    fault = choose([None, None, *FAULTS]) if choose([True, False, False]) else None
+    simple = fault in PROTOCOL_FAULTS
+    return Recipe(
+        rope=choose([name for name in zoo.ROPES if name != "none"]),
+        protocol="append" if simple else choose(sorted(zoo.PROTOCOLS)),
+        product=choose([product for product in PRODUCTS if _fits(fault, product)]),
+        scale=choose(SCALES),
+        mask="none" if fault in CORE_FAULTS else choose(MASKS),
+        softmax=choose(sorted(SOFTMAXES)),
+        heads=choose(sorted(TO_HEADS)),
+        grouped=choose([*GROUPED, "native"]),
+        kv_heads=choose([1, 2] if fault == "tiled heads" else [HEADS, HEADS, 2, 1]),
+        same=(choose(list(SAME)), choose(list(SAME)), choose(list(SAME))),
+        dtype=choose([torch.float32, torch.float32, torch.bfloat16]),
+        batch=choose([1, 2]),
+        frames=choose([2, 4]),
+        raw=not simple and choose([False, False, True]),
+        fault=fault,
+    )
+
+
+def _fits(fault: str | None, product: str) -> bool:
+    return fault not in CORE_FAULTS or CORE_FAULTS[fault](product, "none", True)
