@@ -11,7 +11,7 @@ WORKERS ?= 2
 # A policy file or a published system for the demo, such as POLICY=forcing_kv; without it the demo's own policy.
 POLICY ?=
 
-.PHONY: demo demo-tiny test lint gpu clean
+.PHONY: demo demo-tiny test plugins lint gpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headforce needs Python 3.10 or later")'
@@ -26,9 +26,19 @@ demo: .venv/ready
 demo-tiny: .venv/ready
 	$(BIN)/headforce demo --preset tiny --inner eager $(if $(POLICY),--policy $(POLICY))
 
-test: .venv/ready lint
+test: .venv/ready lint plugins
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	$(BIN)/python -m headforce.testing.fault_matrix
+
+# The packages of examples/ that extend headforce, installed beside it, found through their entry points, and tested.
+# They go into a folder of their own, so that nothing else is tested with them.
+PLUGINS := examples/plugin_dilated_window examples/plugin_ema_sink
+plugins: .venv/ready
+	rm -rf build/plugins && mkdir -p build/sources
+	cp -r $(PLUGINS) build/sources/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--target build/plugins $(addprefix ./build/sources/,$(notdir $(PLUGINS)))
+	OMP_NUM_THREADS=1 PYTHONPATH=build/plugins $(BIN)/python -m pytest -p no:cacheprovider $(addsuffix /tests,$(PLUGINS))
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: `headforce plan`, `explain`, `run`, `compare`, `demo`, `kernels`, `tune`, `schema` and `errors`."""
+"""The command line; `headforce -h` lists its commands."""
 
 from __future__ import annotations
 
@@ -255,6 +255,33 @@ def tune(out: Path | None) -> None:
             click.echo(f"  {'refused' if trial.ms is None else f'{trial.ms:.3f} ms'}  {trial.config} {trial.refused}")
         if trials and trials[0].ms is not None:
             record(kernel, architecture, problem, trials[0], where, out or TUNING)
+
+
+@main.command(name="list")
+@click.argument("kind", required=False)
+@click.option("--check", is_flag=True, help="Print what lacks a reference, a docstring or a counter-example instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def list_registered(kind: str | None, check: bool, as_json: bool) -> None:
+    """Print everything that is registered, by installed packages too: its file, and its docstring's first line.
+
+    KIND chooses among operators, scores, makers, targets, recognisers, adapters, presets and profile methods. With
+    --check, exits with 1 if something lacks what it owes.
+    """
+    from .registered import listing, registered
+
+    things = [thing for thing in registered() if kind is None or thing.kind.startswith(kind.rstrip("s"))]
+    if not things:
+        raise click.BadParameter(f"nothing of the kind {kind!r} is registered", param_hint="KIND")
+    shown = [thing for thing in things if thing.lacks] if check else things
+    if as_json:
+        click.echo(json.dumps([thing.to_json() for thing in shown]))
+    elif check:
+        for thing in shown:
+            click.echo(f"{thing.kind} {thing.name} ({thing.where}) lacks {', '.join(thing.lacks)}")
+        click.echo(f"{len(things)} checked, {len(shown)} lack something")
+    else:
+        click.echo(listing(shown))
+    sys.exit(1 if check and shown else 0)
 
 
 @main.command()

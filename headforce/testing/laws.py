@@ -57,13 +57,6 @@ def says(law: Callable[..., Any]) -> str:
     return (inspect.getdoc(law) or law.__name__).splitlines()[0].rstrip(".")
 
 
-def own_docstring(thing: Any) -> str:
-    """The docstring that somebody wrote for a function or class; empty if it has none of its own."""
-    text = (thing.__dict__.get("__doc__") if inspect.isclass(thing) else thing.__doc__) or ""
-    generated = inspect.isclass(thing) and text.startswith(f"{thing.__name__}(")  # what dataclass writes
-    return "" if generated else text.strip()
-
-
 def run_examples(thing: Any) -> None:
     """The examples in the docstring of a function or a class, its methods' among them."""
     module = importlib.import_module(thing.__module__)

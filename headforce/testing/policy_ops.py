@@ -17,12 +17,14 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from ..errors import HeadforceError
-from ..policy import Chunk, Decide, FrameSet, HeadMemory, Op, PagedStore, Rule, Schedule, StoreOp, oracle, parse_rule
+from ..policy import Chunk, Decide, FrameSet, HeadMemory, Op, Rule, Schedule, oracle, parse_rule
 from ..policy.node import Term, Union
 from ..policy.op import arguments, find_op
 from ..policy.ops.episodic import Evicted
 from ..policy.ops.window import Window
-from .laws import EXAMPLES, about, code_of, examine, own_docstring, run_examples, says
+from ..policy.protocol import lacks
+from ..registered import own_docstring
+from .laws import EXAMPLES, about, code_of, examine, run_examples, says
 from .strategies import decisions, ops, schedules
 
 NATIVE = parse_rule("sink(2) | span(9)")
@@ -48,15 +50,6 @@ def laws_of(kind: type[Op]) -> list[Law]:
     if not kind.stateful:
         return [*common, frames_are_as_defined, live_frames_suffice, sets_settle]
     return [*common, is_replayed, *([makes_what_it_says] if kind.paged else [])]
-
-
-def lacks(kind: type[Op]) -> list[str]:
-    """What an operator lacks of its protocol, by name."""
-    names = ["bound", "units"] if kind.stateful else ["bound", "settles", "frames", "materialize"]
-    if kind.paged:
-        names += ["pages", "most_parts", "parts", "materialize_part", "before"]
-    bases = [getattr(base, name, None) for name in names for base in (Op, StoreOp, PagedStore)]
-    return [name for name in names if getattr(kind, name, None) in (None, *bases)]
 
 
 def is_complete(kind: type[Op], examples: int) -> None:

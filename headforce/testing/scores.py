@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..lowering.state.score import Score, Segments, find_score
-from .laws import about, own_docstring, run_examples
+from ..registered import own_docstring
+from .laws import about, run_examples
 
 GROUPS, HEADS, SEGMENTS, ROWS, DIM = 2, 3, 5, 4, 8
 

@@ -18,7 +18,8 @@ from ..lowering.plan import Planner
 from ..lowering.reach import held
 from ..lowering.targets import check_rows, find_target, least_rows
 from ..policy import Chunk, Policy, parse_rule
-from .laws import EXAMPLES, about, code_of, examine, own_docstring, run_examples, says
+from ..registered import own_docstring
+from .laws import EXAMPLES, about, code_of, examine, run_examples, says
 from .operands import HEADS, Operands
 from .rig import MIXED, Rig, check, mixed
 from .streams import LOW, rigs, sizes

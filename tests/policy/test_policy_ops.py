@@ -14,8 +14,9 @@ from headforce.policy import FrameSet, Op, Write, load_ops
 from headforce.policy import op as registry
 from headforce.policy.op import arguments
 from headforce.policy.ops.window import Window
+from headforce.policy.protocol import lacks
 from headforce.testing import check_policy_op
-from headforce.testing.policy_ops import lacks, laws_of
+from headforce.testing.policy_ops import laws_of
 
 OPS = load_ops()
 DOCS = Path(__file__).parents[2] / "docs" / "policy.md"
@@ -115,7 +116,7 @@ def test_a_missing_part_is_reported_by_name():
         def frames(self, chunk, query):
             return FrameSet()
 
-    assert lacks(Unfinished) == ["bound", "settles", "materialize"]
+    assert lacks(Unfinished) == ["materialize", "bound", "settles"]
 
 
 def test_a_store_that_invents_frames_is_found(monkeypatch):

@@ -5,8 +5,8 @@ Accepted:
     F.scaled_dot_product_attention(q, k, v)                                   # [B, H, S, D]
     F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=s, enable_gqa=True)
 
-Refused: operands that are not four-dimensional (HF-LAYOUT), dropout (HF-DROPOUT), gradients (HF-GRAD), a scale that
-is not a number in the graph (HF-ATTENTION-FORM). Masks are classified in `mask.py`.
+Counter-examples and their codes: operands that are not four-dimensional (HF-LAYOUT), dropout (HF-DROPOUT), gradients
+(HF-GRAD), a scale that is not a number in the graph (HF-ATTENTION-FORM). Masks are classified in `mask.py`.
 """
 
 from __future__ import annotations

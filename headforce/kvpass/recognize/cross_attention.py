@@ -3,8 +3,8 @@
     k = self.k(context); attention(self.q(x), k, v)         # K and V projected from another activation
     attention(self.q(x), cache["k"], cache["v"])            # whole graph inputs that this graph never writes
 
-Not excluded: keys that come from a cache the graph writes, and queries with RoPE over a whole input (that is a
-self-attention whose cache is written elsewhere; it is refused with HF-NOHISTORY).
+Counter-examples, not excluded: keys that come from a cache the graph writes, and queries with RoPE over a whole input
+(that is a self-attention whose cache is written elsewhere; it is refused with HF-NOHISTORY).
 """
 
 from __future__ import annotations

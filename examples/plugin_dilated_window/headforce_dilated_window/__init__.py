@@ -1,0 +1,1 @@
+"""An extension of headforce: windows with gaps, and a target that computes attention head by head."""
