@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import HeadforceError
-from .site import Refusal, Site, SiteReport
+from .site import PREFILL, Refusal, Site, SiteReport
 
 
 def check_ownable(site: Site) -> None:
     """Raises unless K and V of the site can live in our pools."""
     where = _where(site)
-    if site.cache.kind != "append":
+    if site.cache.kind not in ("append", PREFILL):
         raise HeadforceError("HF-OWNED", site=where, found="a history that is joined by cat", needed="a cache in place")
     check_viewable(site)
     if site.heads != site.kv_heads:
@@ -24,7 +24,7 @@ def check_ownable(site: Site) -> None:
 
 def check_viewable(site: Site) -> None:
     """Raises unless the rows that the site reads are known frame by frame."""
-    if site.mask.kind not in ("none", "all_true"):
+    if site.mask.kind not in ("none", "all_true", "kept"):
         raise HeadforceError("HF-MASK", site=_where(site), found=f"a {site.mask.kind} mask", needed="no mask")
     if site.rope is None or site.rope.query_start is None or site.rope.tokens_per_frame is None:
         notes = "; ".join(site.notes) or "no RoPE"

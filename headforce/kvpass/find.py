@@ -15,7 +15,8 @@ from .normal_form import Cursor, settle, walk
 from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
-from .site import Operand, Refusal, RopeForm, Site, SiteReport
+from .recognize.prefill import unpadded
+from .site import KEPT, Operand, Refusal, RopeForm, Site, SiteReport
 from .sources import behind
 from .torch_private import input_source
 from .unseen import is_written, nested, unclaimed
@@ -42,7 +43,10 @@ def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) ->
             if call is None:
                 continue
             claimed |= behind(view, call.k.node, call.v.node)[1]
-            verdicts.append((node, _judge(view, call)))
+            verdict = _judge(view, call)
+            if isinstance(verdict, Site):  # a cache that only takes rows is not behind K and V
+                claimed |= {verdict.cache.k_input, verdict.cache.v_input}
+            verdicts.append((node, verdict))
         except Refused as refused:
             claimed |= behind(view, *(n for about in (node, *refused.about) for n in about.all_input_nodes))[1]
             verdicts.append((node, refused))
@@ -57,11 +61,14 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     if excluded is not None:
         return excluded
     check_call(view, call)
-    mask = first("mask", view, call)
+    filled = first("prefill", view, call)
+    mask = first("mask", view, call) if filled is None else KEPT
     if mask is None:
         found = "is_causal=True over a history" if call.causal else f"the mask {getattr(call.mask, 'name', call.mask)}"
         raise Refused("HF-MASK", found, "no mask, or one that is built from constants in the graph")
-    match, rotated = _cache(view, call)
+    match, rotated = _cache(view, call) if filled is None else (filled, None)
+    if filled is not None:
+        call = replace(call, q=unpadded(view, call.q))
     query = settle(call.q, view, factors=True)
     call = replace(call, scale=call.scale * query.factor)
     new_key, new_value = settle(match.new_key, view), settle(match.new_value, view)

@@ -84,3 +84,19 @@ def plain_layout(axes: Axes, shape: tuple[sympy.Expr, ...], view: GraphView) -> 
         not dim or (len(dim) == 1 and dim[0].stride == 1 and view.facts.equal(dim[0].size, s))
         for dim, s in zip(axes, shape, strict=True)
     )
+
+
+def same_value(view: GraphView, one: Cursor, other: Cursor) -> bool:
+    """Whether both are the same rows of the same tensor."""
+    a, b = landing(view, one), landing(view, other)
+    if a.node is not b.node or a.spans.keys() != b.spans.keys():
+        return False
+    equal = all(
+        view.facts.equal(x, y) for label in a.spans for x, y in zip(a.spans[label], b.spans[label], strict=True)
+    )
+    casts = a.cursor.casts == b.cursor.casts
+    return equal and casts and [_sizes(d) for d in a.cursor.axes] == [_sizes(d) for d in b.cursor.axes]
+
+
+def _sizes(dim: tuple) -> list[tuple[str, sympy.Expr]]:
+    return [(atom.label, atom.stride) for atom in dim]

@@ -2,6 +2,7 @@
 
 Owned: the model's cache writes, rolls and reads are deleted, and K and V live in our pages. View: all of them stay, and
 attention reads the operands that the model made for its own, of which the tables name only the rows that are kept.
+The attention of a prefill reads no past and stays as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .graph_inputs import AddedInputs
 from .ops import writes_in_place
 from .rope_factors import turn_of
 from .rope_rates import rotated_pairs, style_of
-from .site import Operand, Site
+from .site import PREFILL, Operand, Site
 
 LAYOUT = ("batch", "seq", "head", "dim")
 
@@ -60,13 +61,15 @@ def lower_owned(
         reads, runs = _tables(added, i, device)
         pages = added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1))
         with module.graph.inserting_before(site.node):
-            write = _rotate_and_write if fuses_rope(target) and rotatable(site) else _write
+            fused = fuses_rope(target) and rotatable(site) and site.cache.kind != PREFILL
+            write = _rotate_and_write if fused else _write
             query = write(module.graph, site, (k_pool, v_pool, pages))
             if rows_kept is not None:
                 kept = added.add(f"hf_kept_{i}", (3, 14, 5, site.head_dim), site.dtype, device, (0, 1, 2))
                 module.graph.call_function(torch.ops.headforce.keep_queries.default, (query, rows_kept, kept))
-        sources = (query, k_pool, v_pool, reads, runs, theta)
-        replaced[site.node] = _replace(module.graph, site, sources, site.scale, target)
+        if site.cache.kind != PREFILL:
+            sources = (query, k_pool, v_pool, reads, runs, theta)
+            replaced[site.node] = _replace(module.graph, site, sources, site.scale, target)
         _erase_unused(module.graph, (*site.cache.roll_nodes, *site.cache.write_nodes), written=True)
     return _finished(module, added)
 
@@ -83,6 +86,8 @@ def lower_view(
     replaced: dict[Node, Node] = {}
     for i, site in enumerate(_in_turn(sites, replaced)):
         tables = _tables(added, i, device)
+        if site.cache.kind == PREFILL:
+            continue
         with module.graph.inserting_before(site.node):
             query = _arranged(module.graph, site.query, site.dtype)
             key, value = (_arranged(module.graph, o, o.dtype) for o in (site.key, site.value))

@@ -52,6 +52,10 @@ class Mask:
     block: int | None = None
 
 
+KEPT = Mask("kept")
+"""Any mask of a call that stays as it is."""
+
+
 @dataclass(frozen=True)
 class Hidden:
     """A mask that says which places are hidden, where others say which are read."""
@@ -98,12 +102,16 @@ class ReadRule:
     window: sympy.Expr | None
 
 
+PREFILL = "prefill"
+"""The kind of a cache that only takes the rows of a pass, whose attention does not read it."""
+
+
 @dataclass(frozen=True)
 class CacheForm:
     """How K and V of the past reach attention.
 
     Attributes:
-        kind: "append" (written in place into a buffer) or "cat" (`cat([past, new])`).
+        kind: "append" (written in place into a buffer), "cat" (`cat([past, new])`), or `PREFILL`.
         k_input, v_input: the graph inputs that are the cache, before this pass.
         k_index, v_index: their positions among the graph's inputs.
         layout: what each dim of the cache is.

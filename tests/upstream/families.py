@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .checkout import Checkout
+from .krea import krea
 from .run import (
     TOKENS,
     WAN_STAND_INS,
@@ -88,6 +89,7 @@ FAMILIES = {
         Family("self-forcing", "https://github.com/guandeh17/Self-Forcing", self_forcing, 5),
         Family("causal-forcing", "https://github.com/thu-ml/Causal-Forcing", self_forcing, 5),
         Family("causvid", "https://github.com/tianweiy/CausVid", causvid, 4),
+        Family("krea", "https://github.com/krea-ai/realtime-video", krea, 3),
         Family("longlive-1", "https://github.com/NVlabs/LongLive (branch v1.0)", longlive, 5),
     )
 }

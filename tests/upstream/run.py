@@ -103,7 +103,7 @@ def noise(seed: int, frames: int) -> Tensor:
 def with_tokens(function: Any) -> None:
     """Makes a function of a repository that counts 1560 tokens a frame, whatever the grid, count those of this grid."""
     code = function.__code__
-    assert 1560 in code.co_consts
+    assert {1560, TOKENS} & set(code.co_consts)
     function.__code__ = code.replace(co_consts=tuple(TOKENS if c == 1560 else c for c in code.co_consts))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .dict_cache import DictCache
 
-_INDICES = ("global_end_index", "local_end_index")
+INDICES = ("global_end_index", "local_end_index")
 
 
 class IndexBox:
@@ -36,7 +36,7 @@ class BoxedDictCache(DictCache):
 
     def _box(self) -> None:
         # A pipeline that starts another video puts new tensors here, so this is looked at before every call.
-        for name in _INDICES:
+        for name in INDICES:
             if isinstance(self.cache[name], Tensor):
                 self.cache[name] = IndexBox(int(self.cache[name].item()))
 
@@ -46,7 +46,7 @@ class BoxedDictCache(DictCache):
 
     def give_back(self, k: Tensor, v: Tensor) -> None:
         super().give_back(k, v)
-        for name in _INDICES:
+        for name in INDICES:
             if isinstance(self.cache[name], IndexBox):
                 self.cache[name] = torch.tensor([self.cache[name].value], dtype=torch.long, device=k.device)
 

@@ -16,7 +16,8 @@ class SelfForcingAdapter(WanAdapter):
     """`CausalWanModel` of Self-Forcing (github.com/guandeh17/Self-Forcing), unmodified."""
 
     def knows(self, model: nn.Module, attention: nn.Module) -> bool:
-        return hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size")
+        krea = hasattr(attention, "fuse_projections")  # counts 1560 tokens a frame and numbers rows by Python ints
+        return hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size") and not krea
 
     def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
         return wan_example(self, kind, window=6, indexed=True)

@@ -8,7 +8,8 @@ A recogniser is a function in a file of its own in this folder, or in a package 
 
 It returns None when the graph is of another form, and raises `Refused` when it is this form but not safe to rewrite.
 Kinds: "attention" (view, node) -> AttentionCall; "mask" (view, call) -> Mask; "exclude" (view, call) -> Excluded;
-"cache" (view, call) -> CacheMatch; "rope" (view, cursor) -> Rotation. Within a kind, lower `order` is asked first.
+"prefill" and "cache" (view, call) -> CacheMatch; "rope" (view, cursor) -> Rotation. Within a kind, lower `order` is
+asked first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..graph_view import GraphView
 from ..normal_form import Cursor, walk
 from ..site import CacheForm, Factor, PlaceTable
 
-KINDS = ("attention", "mask", "exclude", "cache", "rope")
+KINDS = ("attention", "mask", "exclude", "prefill", "cache", "rope")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _REGISTRY: dict[str, list[tuple[int, str, Callable[..., Any]]]] = {kind: [] for kind in KINDS}
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import sympy
 from torch.fx import Node
 
 from ..axes import label_dims
 from ..buffer import Buffered, join, reading, rows_text, same_rows, writes_of
 from ..cache_uses import Write, uses
 from ..graph_view import GraphView
-from ..history import Trace, landing
+from ..history import Trace, landing, same_value
 from ..normal_form import Cursor
 from ..ops import op_name
 from .append_cache import is_written
@@ -87,7 +86,7 @@ def _commit(view: GraphView, cache: Node, side: Buffered) -> tuple[Write, Write 
     if other is not None:
         a, b = map(rows_text, other)
         raise Refused("HF-CACHE-COMMIT", f"rows {a} of {cache.name} but {b} of its copy", _NEEDED)
-    if not _same_value(view, append.value, side.append.value):
+    if not same_value(view, append.value, side.append.value):
         raise Refused("HF-CACHE-COMMIT", f"other values for {cache.name} than for its copy", _NEEDED)
     writes = used.writes
     if min(view.order[write.node] for write in writes) < view.order[side.buffer]:
@@ -101,19 +100,3 @@ def _commit(view: GraphView, cache: Node, side: Buffered) -> tuple[Write, Write 
             "a cache that only this attention call reads",
         )
     return append, None if rolled is None else rolled[0]
-
-
-def _same_value(view: GraphView, one: Cursor, other: Cursor) -> bool:
-    """Whether both are the same rows of the same tensor."""
-    a, b = landing(view, one), landing(view, other)
-    if a.node is not b.node or a.spans.keys() != b.spans.keys():
-        return False
-    equal = all(
-        view.facts.equal(x, y) for label in a.spans for x, y in zip(a.spans[label], b.spans[label], strict=True)
-    )
-    casts = a.cursor.casts == b.cursor.casts
-    return equal and casts and [_sizes(d) for d in a.cursor.axes] == [_sizes(d) for d in b.cursor.axes]
-
-
-def _sizes(dim: tuple) -> list[tuple[str, sympy.Expr]]:
-    return [(atom.label, atom.stride) for atom in dim]
