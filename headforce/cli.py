@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,8 +13,11 @@ from typing import Any
 import click
 
 from ._version import __version__
+from .doctor.cli import doctor as doctor_command
 from .errors import HeadforceError
+from .profile.cli import profile as profile_command
 from .run import cli as run_commands
+from .verify import cli as verify_commands
 
 
 class _Group(click.Group):
@@ -107,26 +109,22 @@ def plan(
 
 
 @main.command()
-@click.argument("call", metavar="FILE.py:FUNCTION")
+@click.argument("call", metavar="TARGET")
 @click.option("--policy", type=click.Path(path_type=Path), help="A policy, to see what it would make of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
 def explain(call: str, policy: Path | None, as_json: bool) -> None:
     """Print what headforce finds in one call of a model, and what it refuses and why.
 
-    FUNCTION takes nothing and returns (model, args, kwargs) of the call, as in examples/one_call.py:first_chunk.
+    TARGET is FILE.py:FUNCTION or package.module:FUNCTION, a function that takes nothing and returns (model, args,
+    kwargs) of the call, as in examples/one_call.py:first_chunk, or what else `headforce doctor` takes, but for calls
+    that a function makes.
     """
     import torch
 
+    from .calls import load_example
     from .kvpass.explain import explain as explained
 
-    path, _, name = call.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise click.BadParameter(f"{call!r} names no file and function", param_hint="FILE.py:FUNCTION")
-    sys.path.insert(0, str(Path.cwd()))  # as `python FILE.py` would find the packages next to the user
-    function = runpy.run_path(path).get(name)
-    if not callable(function):
-        raise click.BadParameter(f"{path} has no function {name!r}", param_hint="FILE.py:FUNCTION")
-    model, args, kwargs = function()
+    model, args, kwargs = load_example(call).first(call)
     with torch.no_grad():
         explanation = explained(model, *args, policy=None if policy is None else str(policy), **kwargs)
     click.echo(json.dumps(explanation.to_json()) if as_json else str(explanation))
@@ -300,5 +298,9 @@ def errors() -> None:
     click.echo(markdown(), nl=False)
 
 
+main.add_command(doctor_command)
+main.add_command(profile_command)
 main.add_command(run_commands.run)
 main.add_command(run_commands.compare)
+main.add_command(verify_commands.verify)
+main.add_command(verify_commands.bisect)

@@ -129,6 +129,10 @@ CATALOGUE: dict[str, Entry] = {
         "What a compiled site computed, or what its pages hold, is not what it should be.",
         "This is a fault of the target or of headforce; please report it with the folder that was written.",
     ),
+    "HF-VERIFY-GRAPH": Entry(
+        "A lowered graph does not have the structure that it should have.",
+        "This is a fault of headforce, or of another pass over the graph; please report it with the graph.",
+    ),
     "HF-VERIFY-PLAN": Entry(
         "A plan is not what the oracle says.",
         "This is a fault of headforce, or of an operator's `frames`; please report it with the policy.",
@@ -257,6 +261,14 @@ CATALOGUE: dict[str, Entry] = {
         "Attention scores are changed before the softmax by more than a constant factor.",
         "Pass no score_mod, soft cap or bias; a mask belongs into the mask argument, where its class can be proved.",
     ),
+    "HF-PROPE": Entry(
+        "Camera matrices multiply queries and keys (PRoPE), so positions do not lie in RoPE alone.",
+        "Such attention stays as it is; with on_refuse='warn' the other sites of the model are rewritten.",
+    ),
+    "HF-OPAQUE": Entry(
+        "Query, key and value leave the compiled graph, so their attention is not seen.",
+        "Take torch.compiler.disable off the attention, or the graph break in front of it (explain() lists them).",
+    ),
     "HF-LAYOUT": Entry(
         "The axes of an attention operand are not known to be batch, head, rows and channels.",
         "Use operands of shape [B, H, S, D] with fixed numbers of heads and channels.",
@@ -284,6 +296,10 @@ CATALOGUE: dict[str, Entry] = {
     "HF-CACHE-FORM": Entry(
         "A cache is read or written in a way that is not a known form.",
         "Write cache[:, a:b] = k and read cache[:, c:b], or concatenate [past, new]; or add a recogniser.",
+    ),
+    "HF-CACHE-PARTS": Entry(
+        "The past of one attention call lies in several graph inputs, such as a Python list used as a ring.",
+        "Keep the past in one tensor for each of K and V, written in place or grown by cat, with the oldest rows first.",
     ),
     "HF-CACHE-RANGE": Entry(
         "The rows that attention reads are not proved to end with the rows just written, and to hold all of them.",

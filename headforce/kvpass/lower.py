@@ -7,6 +7,7 @@ The attention of a prefill reads no past and stays as it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,9 @@ from .ops import writes_in_place
 from .rope_factors import turn_of
 from .rope_rates import rotated_pairs, style_of
 from .site import PREFILL, Operand, Site
+from .structure import check_probed, check_structure
+
+MOST_SITES = "HEADFORCE_MAX_SITES"
 
 LAYOUT = ("batch", "seq", "head", "dim")
 
@@ -58,10 +62,11 @@ def lower_owned(
     rows_kept = added.add("hf_rows", (14,), torch.int64, device, (0,)) if observed else None
     replaced: dict[Node, Node] = {}
     for i, site in enumerate(_in_turn(sites, replaced)):
+        on = _target_of(i, target)
         reads, runs = _tables(added, i, device)
         pages = added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1))
         with module.graph.inserting_before(site.node):
-            fused = fuses_rope(target) and rotatable(site) and site.cache.kind != PREFILL
+            fused = fuses_rope(on) and rotatable(site) and site.cache.kind != PREFILL
             write = _rotate_and_write if fused else _write
             query = write(module.graph, site, (k_pool, v_pool, pages))
             if rows_kept is not None:
@@ -69,9 +74,9 @@ def lower_owned(
                 module.graph.call_function(torch.ops.headforce.keep_queries.default, (query, rows_kept, kept))
         if site.cache.kind != PREFILL:
             sources = (query, k_pool, v_pool, reads, runs, theta)
-            replaced[site.node] = _replace(module.graph, site, sources, site.scale, target)
+            replaced[site.node] = _replace(module.graph, site, sources, site.scale, on)
         _erase_unused(module.graph, (*site.cache.roll_nodes, *site.cache.write_nodes), written=True)
-    return _finished(module, added)
+    return _finished(module, added, sites, owned=True)
 
 
 def lower_view(
@@ -92,8 +97,8 @@ def lower_view(
             query = _arranged(module.graph, site.query, site.dtype)
             key, value = (_arranged(module.graph, o, o.dtype) for o in (site.key, site.value))
         sources = (query, key, value, *tables, theta)
-        replaced[site.node] = _replace(module.graph, site, sources, site.key_scale, target)
-    return _finished(module, added)
+        replaced[site.node] = _replace(module.graph, site, sources, site.key_scale, _target_of(i, target))
+    return _finished(module, added, sites, owned=False)
 
 
 def lower_probed(
@@ -113,7 +118,14 @@ def lower_probed(
             key = _arranged(module.graph, site.key, site.key.dtype)
             arguments = (query, key, rows, statistics, site.key_scale)
             module.graph.call_function(torch.ops.headforce.measure_attention.default, arguments)
-    return _finished(module, added)
+    check_probed(module, sites)
+    return _recompiled(module, added)
+
+
+def _target_of(site: int, target: str) -> str:
+    """The target of the site of this number; from `HEADFORCE_MAX_SITES` on, if that is set, it is the reference."""
+    most = os.environ.get(MOST_SITES)
+    return target if most is None or site < int(most) else "reference"
 
 
 def _theta(added: AddedInputs, device: torch.device) -> Node:
@@ -210,7 +222,12 @@ def _arranged(graph: Graph, operand: Operand, dtype: torch.dtype) -> Node:
     return node if operand.dtype == dtype else graph.call_method("to", (node, dtype))
 
 
-def _finished(module: GraphModule, added: AddedInputs) -> Lowered:
+def _finished(module: GraphModule, added: AddedInputs, sites: Sequence[Site], *, owned: bool) -> Lowered:
+    check_structure(module, sites, owned=owned)
+    return _recompiled(module, added)
+
+
+def _recompiled(module: GraphModule, added: AddedInputs) -> Lowered:
     module.graph.lint()
     module.recompile()
     return Lowered(module, added.examples)

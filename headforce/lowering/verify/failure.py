@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,17 @@ def write_launch(
 
 
 def write_plan(
-    folder: Path, error: HeadforceError, policy: Policy, plan: ChunkPlan, tables: dict[str, torch.Tensor], **bound: Any
+    folder: Path,
+    error: HeadforceError,
+    policy: Policy,
+    plan: ChunkPlan,
+    tables: Mapping[str, Sequence[torch.Tensor]],
+    **bound: Any,
 ) -> HeadforceError:
     """Writes a plan that the oracle does not agree with. `bound`: layers, heads, tokens, native and batch."""
     chunk = plan.chunk
     repro = PLAN_REPRO.format(summary=str(error), start=chunk.start, frames=chunk.frames, **bound)
-    stored = json.dumps({name: table.tolist() for name, table in tables.items()})
+    stored = json.dumps({name: [table.tolist() for table in of] for name, of in tables.items()})
     files = {
         "repro.py": repro.encode(),
         "error.txt": f"{error}\n".encode(),

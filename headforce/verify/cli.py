@@ -1,0 +1,83 @@
+"""The commands `headforce verify` and `headforce bisect`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _compile_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = [
+        click.argument("example", metavar="TARGET"),
+        click.option("--mode", type=click.Choice(["owned", "view"]), default="owned", show_default=True),
+        click.option("--target", help="How attention is computed [default: the best for the device]."),
+        click.option("--inner", default="inductor", show_default=True, help="Inner compiler: inductor, eager, ..."),
+        click.option("--limit", type=click.FloatRange(0), help="Deviation from eager that is allowed, as a share."),
+        click.option("--import", "modules", multiple=True, help="A module to import first, such as one with a target."),
+        click.option("--json", "as_json", is_flag=True, help="Print plain data."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_compile_options
+@click.option("--policy", help="A policy file, or the name of a published system, to run with every check on besides.")
+@click.option("--labels", type=click.Path(path_type=Path), help="The label file of a system that needs one.")
+def verify(
+    example: str,
+    policy: str | None,
+    labels: Path | None,
+    limit: float | None,
+    modules: tuple[str, ...],
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Check a compiled model against the eager one over the calls of TARGET (see `headforce doctor`).
+
+    Exits with 0 if all levels hold, with 1 if one does not. What fails is written to $HEADFORCE_FAILURES, or to
+    headforce-failures.
+    """
+    from ..calls import load_example
+    from ..presets import read_policy
+    from .rollout import Way
+    from .verdict import verify as verified
+
+    with contextlib.redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
+        _import(modules)
+        given = None if policy is None else read_policy(policy, labels)
+        verdict = verified(load_example(example), given, Way(**choices), limit)
+    click.echo(json.dumps(verdict.to_json()) if as_json else str(verdict))
+    sys.exit(0 if verdict.holds else 1)
+
+
+@click.command()
+@_compile_options
+def bisect(example: str, limit: float | None, modules: tuple[str, ...], as_json: bool, **choices: Any) -> None:
+    """Find the call and the attention site at which a compiled model departs from the eager one.
+
+    Exits with 0 if it does not depart, with 1 if it does. `HEADFORCE_MAX_SITES=n` does by hand what this does: only the
+    first n sites of a graph run on the target, the others run the reference.
+    """
+    from ..calls import load_example
+    from .bisect import bisect as bisected
+    from .rollout import Way
+
+    with contextlib.redirect_stdout(sys.stderr):
+        _import(modules)
+        found = bisected(load_example(example), Way(**choices), limit)
+    click.echo(json.dumps(vars(found)) if as_json else str(found))
+    sys.exit(0 if found.call is None else 1)
+
+
+def _import(modules: tuple[str, ...]) -> None:
+    for name in modules:
+        importlib.import_module(name)

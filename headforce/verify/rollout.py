@@ -1,0 +1,120 @@
+"""One rollout of an example, and what every call of the model returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calls import Example
+from ..errors import HeadforceError
+from ..kvpass.capture import find_model
+from ..kvpass.session import prepare
+from ..policy import Policy
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a model.
+
+    Attributes:
+        policy: what heads remember; None is the model as it is, eager.
+        mode, target, inner, canonical, verify: as `headforce.prepare` and the backend take them.
+    """
+
+    policy: Policy | None = None
+    mode: str = "owned"
+    target: str | None = None
+    inner: str = "inductor"
+    canonical: bool = False
+    verify: str = "off"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the backend."""
+        return {"inner": self.inner, **({} if self.target is None else {"target": self.target})}
+
+
+@dataclass
+class Recorded:
+    """A rollout: the tensors that each call returned, and what became of the model's attention."""
+
+    outputs: list[list[Tensor]] = field(default_factory=list)
+    rewritten: int = 0
+    refused: int = 0
+    misses: int = 0
+    launches: list[int] = field(default_factory=list)
+
+
+def record(example: Example, way: Way) -> Recorded:
+    """Makes the calls on a copy of the example, from one seed, and keeps what the model returns.
+
+    Raises HF-ADAPTER for a model that no adapter knows, HF-EXAMPLE if no call reaches the model, and whatever refuses.
+    """
+    copied = example.copied()
+    model, _ = find_model(copied.model)
+    found = Recorded()
+    torch._dynamo.reset()
+    with ExitStack() as stack:
+        stack.callback(torch._dynamo.reset)
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(torch.no_grad())
+        torch.manual_seed(SEED)
+        session = None
+        if way.policy is not None:
+            given = {"mode": way.mode, "canonical_order": way.canonical, "verify": way.verify}
+            session = stack.enter_context(prepare(copied.model, way.policy, **given))
+            session.compile(**way.options)
+        # Behind the session's own hook, which raises if the pass was not what it should be.
+        hook = model.register_forward_hook(lambda _model, _args, output: found.outputs.append(list(_tensors(output))))
+        stack.callback(hook.remove)
+        copied.run()
+        if session is not None:
+            report = session.report
+            found.rewritten, found.refused = report.count("rewritten"), report.count("refused")
+            found.misses, found.launches = session.misses, session.launches
+    if not found.outputs:
+        raise HeadforceError(
+            "HF-EXAMPLE", found="calls that do not reach the model", needed="calls of the model that is handed over"
+        )
+    return found
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output.detach().clone()
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        for value in output:
+            yield from _tensors(value)
+
+
+def deviations(found: Recorded, expected: Recorded) -> list[float]:
+    """For every call, the largest difference over the largest value; infinite for NaN or another shape."""
+    if len(found.outputs) != len(expected.outputs):
+        raise HeadforceError(
+            "HF-EXAMPLE",
+            found=f"{len(found.outputs)} calls of the model in one rollout and {len(expected.outputs)} in another",
+            needed="calls that do not depend on what the model returns",
+        )
+    return [_deviation(a, b) for a, b in zip(found.outputs, expected.outputs, strict=True)]
+
+
+def _deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.numel():
+            continue
+        error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30))
+        worst = max(worst, error if error < float("inf") else float("inf"))
+    return worst
