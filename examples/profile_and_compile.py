@@ -1,7 +1,7 @@
 """Profile a model, get a policy, run the compiled model under it, and check it against the eager one.
 
-    python examples/profile_and_compile.py                                     # the example model
-    python examples/profile_and_compile.py TARGET --method forcing_kv --budget 0.5
+    python -m examples.profile_and_compile                                     # the example model
+    python -m examples.profile_and_compile TARGET --method forcing_kv --budget 0.5
 
 TARGET is what `headforce profile` takes: FILE.py:FUNCTION or package.module:NAME. Run in a checkout of Self-Forcing,
 `wan.modules.causal_model:CausalWanModel` is its unmodified model, small and with random weights.
@@ -37,8 +37,8 @@ def tiny() -> Made:
 
 
 def demo() -> Made:
-    """In the size of `make demo`: 8 layers of 12 heads, a window of 21 frames."""
-    return _example(DEMO, chunks=8)
+    """In the size of `make demo`: 8 layers of 12 heads, and a video that fills the window of 21 frames."""
+    return _example(DEMO, chunks=7)
 
 
 def _example(config: WanConfig, chunks: int) -> Made:
