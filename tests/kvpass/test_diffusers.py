@@ -1,4 +1,4 @@
-"""Models of diffusers, tiny and random: those without a cache are left as they are, each with its reason."""
+"""Models of diffusers, tiny and random: those that hold no history of a known form are left alone, with the reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 import headforce
 from headforce import HeadforceError
+from headforce.kvpass.backend import UNPREPARED
 from headforce.policy import Policy
+
+from ..upstream import anyflow_far
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusers")
 
 NATIVE = Policy({})
+CHUNKS = (1, 2, 1)
 TINY = {
     "num_attention_heads": 2,
     "attention_head_dim": 24,
@@ -116,3 +120,41 @@ def test_attention_backends_are_a_closed_list() -> None:
 
     # And a backend would be asked with the operands alone: no cache, no layer, no clock.
     assert not {"cache", "kv_cache", "layer", "module"} & set(inspect.signature(dispatch_attention_fn).parameters)
+
+
+# --- AnyFlow-FAR, which has a cache ------------------------------------------------------------------------------
+
+
+def test_anyflow_far_is_refused_by_name_and_runs_as_it_is() -> None:
+    """Its past lies in two tensors, at two resolutions; its cache is written under a block mask made outside."""
+    model = anyflow_far.make(layers=1)
+    eager = anyflow_far.Video(model, CHUNKS).run()
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(
+        backend="headforce", options={"inner": "eager", "policy": NATIVE, "on_refuse": "warn"}
+    )
+    UNPREPARED.sites.clear()
+    ours = anyflow_far.Video(model, CHUNKS).run()
+    assert torch.equal(ours.latents, eager.latents)
+    for layer, cache in eager.caches.items():
+        assert all(torch.equal(ours.caches[layer][name], cache[name]) for name in cache)
+    reasons = {line.reason for line in UNPREPARED.sites if line.verdict == "refused"}
+    assert {reason[:15] for reason in reasons} == {"[HF-CACHE-FORM]", "[HF-MASK] found"}
+    joined = next(reason for reason in reasons if "CACHE-FORM" in reason)
+    assert "L['kv_cache']['compressed_cache'] and L['kv_cache']['full_cache']" in joined
+    assert not any(line.verdict == "rewritten" for line in UNPREPARED.sites)
+    with pytest.raises(HeadforceError, match="HF-ADAPTER"):
+        headforce.prepare(model, policy=NATIVE)
+
+
+@pytest.mark.parametrize(("writing", "code"), [(False, "HF-CACHE-FORM"), (True, "HF-MASK")])
+def test_anyflow_far_under_a_policy_is_an_error_and_explained(writing: bool, code: str) -> None:
+    model = anyflow_far.make(layers=1)
+    video = anyflow_far.Video(model, CHUNKS)
+    call = video.writing(0) if writing else video.noisy(0, 0)[1]
+    seen = headforce.explain(model, **call)
+    assert (seen.family, seen.graphs, seen.breaks) == (None, 1, ())
+    assert [(site.verdict, site.code) for site in seen.sites] == [("refused", code), ("excluded", "HF-CROSS")]
+    compiled = torch.compile(model, backend="headforce", options={"inner": "eager", "policy": NATIVE})
+    with pytest.raises(HeadforceError, match=code):
+        compiled(**call)
