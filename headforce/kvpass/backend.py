@@ -55,7 +55,7 @@ def headforce_backend(
         if variant == VIEW:
             report = viewable(report)
         if variant != PLAIN:
-            check_refused(report, settings)
+            _check_refused(report, settings, session)
             _check_gradients(example_inputs, report)
         if session is None:
             _note(report, variant)
@@ -84,6 +84,18 @@ def _check_policy(session: Session | None, settings: Options) -> None:
             found="a policy in the options that is not the one given to prepare()",
             needed="one policy; leave it out of the options of a prepared model",
         )
+
+
+def _check_refused(report: SiteReport, settings: Options, session: Session | None) -> None:
+    """Raises for a refused site; `prepare` may have made another graph of a model that was not prepared."""
+    try:
+        check_refused(report, settings)
+    except HeadforceError as error:
+        if session is None and "prepare" not in error.hint:
+            error.hint += (
+                " headforce.prepare(model, policy=...) comes first for a known family: it replaces what ends graphs."
+            )
+        raise
 
 
 def _check_gradients(example_inputs: Sequence[Any], report: SiteReport) -> None:

@@ -88,6 +88,10 @@ class Adapter(ABC):
     def native(self, model: nn.Module, cache_rows: int, tokens_per_frame: int) -> Rule:
         """What the unmodified model reads."""
 
+    def refusal(self, model: nn.Module) -> HeadforceError | None:
+        """Why this model cannot be prepared: for families, and settings of them, that are known and not taken."""
+        return None
+
     def text_caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The caches of cross-attention, from the arguments of a call; empty for a call or a family without any."""
         return []
@@ -137,10 +141,13 @@ def adapter(name: str) -> Callable[[_T], _T]:
 
 
 def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter for `model`; HF-ADAPTER if none knows it. The latest registered goes first: plugins can refine."""
+    """The adapter for `model`; HF-ADAPTER if none knows it. The latest registered goes first: plugins can refine.
+
+    Raises the refusal of an adapter that knows the model and does not take it.
+    """
     for candidate in adapters():
         if candidate.matches(model):
-            return candidate
+            return _taken(model, candidate)
     raise _unknown(model)
 
 
@@ -148,7 +155,8 @@ def find_model(target: Any) -> tuple[nn.Module, Adapter]:
     """The model that `target` is or holds, and its adapter.
 
     `target` may be a pipeline: the outermost module in it that an adapter knows is meant, and an adapter that was
-    registered later is asked about all of them first. HF-ADAPTER if there is none or more than one.
+    registered later is asked about all of them first. HF-ADAPTER if there is none or more than one; the refusal of an
+    adapter that knows the model and does not take it.
     """
     modules = modules_of(target)
     for candidate in adapters():
@@ -161,8 +169,15 @@ def find_model(target: Any) -> tuple[nn.Module, Adapter]:
                 "HF-ADAPTER", found=f"{len(outermost)} models in one pipeline ({names})", needed="the one to prepare"
             )
         if outermost:
-            return outermost[0], candidate
+            return outermost[0], _taken(outermost[0], candidate)
     raise _unknown(target)
+
+
+def _taken(model: nn.Module, known: Adapter) -> Adapter:
+    refusal = known.refusal(model)
+    if refusal is not None:
+        raise refusal
+    return known
 
 
 def modules_of(target: Any) -> list[nn.Module]:

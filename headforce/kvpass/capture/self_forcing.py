@@ -16,8 +16,9 @@ class SelfForcingAdapter(WanAdapter):
     """`CausalWanModel` of Self-Forcing (github.com/guandeh17/Self-Forcing), unmodified."""
 
     def knows(self, model: nn.Module, attention: nn.Module) -> bool:
-        krea = hasattr(attention, "fuse_projections")  # counts 1560 tokens a frame and numbers rows by Python ints
-        return hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size") and not krea
+        relatives = ("fuse_projections", "compression_alpha")  # of Krea and of Reward Forcing
+        its_own = hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size")
+        return its_own and not any(hasattr(attention, name) for name in relatives)
 
     def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
         return wan_example(self, kind, window=6, indexed=True)

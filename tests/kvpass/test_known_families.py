@@ -1,0 +1,72 @@
+"""Families that prepare refuses by name, and what a bare compile says about a model that ought to be prepared."""
+
+import pytest
+import torch
+from torch import nn
+
+import headforce
+from headforce import HeadforceError
+from headforce.kvpass.capture import find_adapter
+from headforce.policy import Policy
+from headforce.testing import zoo
+
+
+def model_with(**attributes: object) -> nn.Module:
+    """A model whose self-attention has what adapters look for."""
+    attention, block, model = nn.Module(), nn.Module(), nn.Module()
+    for name, value in attributes.items():
+        setattr(attention, name, value)
+    block.self_attn, model.blocks = attention, nn.ModuleList([block])
+    model._forward_inference = lambda *_: None
+    return model
+
+
+class Pipeline:
+    def __init__(self, model: nn.Module) -> None:
+        self.generator = model
+
+
+WINDOW = {"max_attention_size": 1, "sink_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "family"),
+    [
+        ({"block_length": 72, "frame_length": 24, "max_attention_size": 1}, "Rolling Forcing"),
+        ({"compression_alpha": 0.999, **WINDOW}, "Reward Forcing"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["owned", "view"])
+def test_a_family_is_refused_by_name(attributes, family, mode):
+    model = model_with(**attributes)
+    for target in (model, Pipeline(model)):
+        with pytest.raises(HeadforceError, match=family) as raised:
+            headforce.prepare(target, Policy({}), mode=mode)
+        assert raised.value.code == "HF-CLOCK"
+    with pytest.raises(HeadforceError, match=family):
+        find_adapter(model)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name"), [(WINDOW, "self-forcing"), ({**WINDOW, "fuse_projections": None}, "krea")]
+)
+def test_a_family_that_looks_like_another_is_told_apart(attributes, name):
+    assert find_adapter(model_with(**attributes)).name == name
+
+
+def broken(k, v, cache, start):
+    """A graph ends between the write and the attention."""
+    n = k.shape[1]
+    cache["k"][:, start : start + n] = k
+    cache["v"][:, start : start + n] = v
+    torch._dynamo.graph_break()
+    return cache["k"][:, : start + n], cache["v"][:, : start + n]
+
+
+def test_a_refusal_of_a_model_that_was_not_prepared_names_prepare():
+    layer = zoo.SelfAttention(protocol=broken)
+    compiled = torch.compile(layer, backend="headforce", options={"inner": "eager", "policy": Policy({})})
+    x, start = next(zoo.inputs(1))
+    with torch.no_grad(), pytest.raises(HeadforceError, match=r"headforce\.prepare") as raised:
+        compiled(x, layer.new_cache(), start)
+    assert raised.value.code == "HF-CACHE-UNREAD"
