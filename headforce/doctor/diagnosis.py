@@ -98,9 +98,9 @@ class Diagnosis:
     @property
     def ok(self) -> bool:
         """True if there is self-attention with a history, and all of it can be rewritten."""
-        run = self.prepared or self.bare
+        ran = not self.bare.error or (self.prepared is not None and not self.prepared.error)
         refused = any(site.verdict == REFUSED and site.code != "HF-NOHISTORY" for site in self.sites)
-        return not run.error and not refused and any(site.rewritable for site in self.sites)
+        return ran and not refused and any(site.rewritable for site in self.sites)
 
     @property
     def summary(self) -> str:
@@ -124,7 +124,7 @@ class Diagnosis:
         """The sites, with layers that are alike as one: their names in words, and the verdict of the first."""
         groups: dict[SiteVerdict, list[SiteVerdict]] = {}
         for site in self.sites:
-            reason = re.sub(r"\d+", "", site.reason)  # it may name the cache of the layer
+            reason = re.sub(r"_?\d+", "", site.reason)  # it may name the cache of the layer
             groups.setdefault(dataclasses.replace(site, name="", reason=reason), []).append(site)
         return [
             (s[0].name if len(s) == 1 else f"{s[0].name} ... {s[-1].name} ({len(s)})", s[0]) for s in groups.values()

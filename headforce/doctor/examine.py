@@ -37,8 +37,9 @@ def examine(example: Example, policy: Policy | None = None, policy_name: str | N
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
     bare = watch(example, adapted=False)
     prepared = None if adapter is None else watch(example, adapted=True)
-    final = bare if prepared is None else prepared
-    sites = site_verdicts(final, bare, adapter)
+    works = adapter if prepared is not None and prepared.error is None else None
+    final = bare if prepared is None or works is None else prepared
+    sites = site_verdicts(final, bare, works)
     return Diagnosis(
         model=type(model).__qualname__,
         family=None if adapter is None else adapter.name,
@@ -48,8 +49,8 @@ def examine(example: Example, policy: Policy | None = None, policy_name: str | N
         sites=sites,
         kv_bytes=_bytes(final.newest),
         policy=policy_name if policy is not None else None,
-        outlook=None if policy is None else outlook(policy, final.newest, adapter, model),
-        notes=tuple(_notes(sites, final, adapter, model)),
+        outlook=None if policy is None else outlook(policy, final.newest, works, model),
+        notes=tuple(_notes(sites, final, prepared, adapter, model)),
     )
 
 
@@ -78,12 +79,19 @@ def _break(found: Break, prepared: Watched | None, adapter: Adapter | None) -> B
     return BreakVerdict(found, True, f"family {adapter.name}: headforce.prepare; {shim}")
 
 
-def _notes(sites: Sequence[SiteVerdict], run: Watched, adapter: Adapter | None, model: nn.Module) -> Iterator[str]:
+def _notes(
+    sites: Sequence[SiteVerdict], run: Watched, prepared: Watched | None, adapter: Adapter | None, model: nn.Module
+) -> Iterator[str]:
     bare = "A bare torch.compile(model, backend='headforce')"
     if adapter is None:
         yield (
             f"[HF-ADAPTER] No adapter knows a {type(model).__qualname__}, so headforce.prepare cannot own its cache. "
             f"{bare} with a policy views it where the verdict says so; docs/extending.md tells how to write an adapter."
+        )
+    elif prepared is not None and prepared.error is not None:
+        yield (
+            f"headforce.prepare takes the model for family {adapter.name}, and a call then fails: "
+            f"{prepared.error.reason}. The verdicts are those of the model as it is."
         )
     elif any(site.verdict == OWNED for site in sites):
         refused = sorted({site.bare for site in sites if site.verdict == OWNED and site.bare not in (VIEW, "")})

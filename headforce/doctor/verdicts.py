@@ -41,7 +41,7 @@ def _verdict(facts: SiteFacts, bare: Watched, adapter: Adapter | None) -> SiteVe
     if facts.not_owned:
         return SiteVerdict(**words, verdict=VIEW, **_coded(facts.not_owned))
     if adapter is None:
-        reason = "no adapter knows how the caches come to the model"
+        reason = "no adapter hands the caches of this model over"
         return SiteVerdict(**words, verdict=VIEW, code="HF-ADAPTER", reason=reason)
     return SiteVerdict(**words, verdict=OWNED)
 

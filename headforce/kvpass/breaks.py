@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import re
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -124,7 +125,8 @@ def watched_breaks() -> Iterator[list[Break]]:
 def break_of(error: BaseException) -> Break:
     """An error that came while a model was traced, as a break."""
     text = str(error) or type(error).__name__
-    return replace(_break(own_line(text), text), uncompiled=True)
+    where = own_line(text) or own_line("".join(traceback.format_tb(error.__traceback__)))
+    return replace(_break(where, text), uncompiled=True)
 
 
 def _read(messages: list[str]) -> list[Break]:
@@ -135,10 +137,10 @@ def _read(messages: list[str]) -> list[Break]:
     lost: set[tuple[str, str]] = set()
     for message in messages:
         head, _, rest = message.partition("\nGraph Break Reason: ")
-        reason, _, traceback = rest.partition("User code traceback:")
+        reason, _, frames = rest.partition("User code traceback:")
         place = head.rpartition("in user code at ")[2]
-        if traceback:
-            own.setdefault(place, own_line(traceback))
+        if frames:
+            own.setdefault(place, own_line(frames))
         seen = _break(own.get(place) or place, _LEAD.sub("", reason).split(_LATER)[0])
         key = (seen.where, seen.cause)
         found.setdefault(key, seen)

@@ -235,6 +235,33 @@ def test_a_model_that_fails() -> None:
     assert "failed at" in str(seen)
 
 
+def test_an_adapter_that_takes_a_model_for_what_it_is_not(family: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise TypeError("not such a cache")
+
+    monkeypatch.setattr(IndexedAdapter, "caches", fails)
+    seen = examine(Example(*indexed(1)))
+    assert "not such a cache" in seen.prepared.error
+    assert (seen.bare.error, seen.ok, seen.breaks[0].removed) == ("", True, False)
+    assert [(site.verdict, site.code) for site in seen.sites] == [("view", "HF-ADAPTER")]
+    assert "a call then fails: not such a cache" in seen.notes[0]
+
+
+def test_layers_that_are_alike_are_one_line(known: Diagnosis) -> None:
+    (site,) = known.sites
+    cross = dataclasses.replace(site, verdict="excluded", code="HF-CROSS")
+    sites = tuple(
+        dataclasses.replace(one, name=f"blocks.{i}.{name}", reason=f"from cache_{i}_k")
+        for i in range(3)
+        for name, one in (("self", site), ("cross", cross))
+    )
+    lines = dataclasses.replace(known, sites=sites).grouped()
+    assert [(names, one.verdict) for names, one in lines] == [
+        ("blocks.0.self ... blocks.2.self (3)", "owned"),
+        ("blocks.0.cross ... blocks.2.cross (3)", "excluded"),
+    ]
+
+
 def test_a_pipeline_and_a_function_that_runs_it(family: None) -> None:
     pipeline = Pipeline()
     seen = examine(Example(pipeline, lambda copied: copied(1)))
