@@ -76,8 +76,8 @@ class Budgeted:
     Attributes:
         which: [layers, heads], the number of the rule of every head. pages: that they take. kept: the mean share of
             attention that they keep.
-        best: [budget + 1], the most that can be kept, as a mean over the heads, within every smaller budget of whole
-            pages; -inf where even the cheapest rules take more.
+        best: [dense + 1], the most that can be kept, as a mean over the heads, within every budget of whole pages; -inf
+            where even the cheapest rules take more.
     """
 
     candidates: Candidates
@@ -156,7 +156,7 @@ def within(found: Candidates, share: float) -> Budgeted:
             found=f"{share:.1%} of what the model holds, {found.bytes(budget)} bytes",
             needed=f"at least {found.bytes(least)}, for the cheapest rule in every head",
         )
-    which, best = assign(kept.T, found.pages, budget)
+    which, best = assign(kept.T, found.pages, budget, found.dense)
     return Budgeted(
         found,
         which.reshape(found.kept.shape[1:]),
@@ -166,27 +166,28 @@ def within(found: Candidates, share: float) -> Budgeted:
     )
 
 
-def assign(gains: Floats, costs: Ints, budget: int) -> tuple[Ints, Floats]:
+def assign(gains: Floats, costs: Ints, budget: int, upto: int | None = None) -> tuple[Ints, Floats]:
     """For every head the choice that makes the sum of gains largest, with a sum of costs of at most `budget`.
 
     Args:
-        gains: [heads, choices]. costs: [choices], whole numbers of at least 0.
+        gains: [heads, choices]. costs: [choices], whole numbers of at least 0. upto: the largest budget that anything
+            is to be said about, by default `budget`.
 
-    Returns the choices [heads], of equal sums one that costs least, and [budget + 1] the largest sum within every
-    smaller budget, -inf where there is none. Exact, by dynamic programming over the heads; `budget` must be enough for
-    the cheapest choices.
+    Returns the choices [heads], of equal sums one that costs least, and [upto + 1] the largest sum within every budget,
+    -inf where there is none. Exact, by dynamic programming over the heads; `budget` must be enough for the cheapest
+    choices.
     """
-    heads, count = gains.shape
-    best = np.zeros(budget + 1)
-    taken = np.zeros((heads, budget + 1), dtype=np.min_scalar_type(count))
+    (heads, count), width = gains.shape, (budget if upto is None else max(upto, budget)) + 1
+    best = np.zeros(width)
+    taken = np.zeros((heads, width), dtype=np.min_scalar_type(count))
     for head in range(heads):
-        sums = np.full((count, budget + 1), -np.inf)
+        sums = np.full((count, width), -np.inf)
         for choice, cost in enumerate(costs):
-            if cost <= budget:
-                sums[choice, cost:] = best[: budget + 1 - cost] + gains[head, choice]
+            if cost < width:
+                sums[choice, cost:] = best[: width - cost] + gains[head, choice]
         taken[head] = sums.argmax(0)
         best = sums.max(0)
-    left = int(best.argmax())  # the first of equals
+    left = int(best[: budget + 1].argmax())  # the first of equals
     which = np.zeros(heads, dtype=np.int64)
     for head in reversed(range(heads)):
         which[head] = taken[head, left]

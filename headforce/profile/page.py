@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -25,7 +26,7 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, str], folder: Path) -
     model = report["model"]
     head = (
         f"{model['layers']} layers of {model['heads']} heads, {model['tokens_per_frame']} tokens in a frame; "
-        f"{len(report['videos'])} videos, {sum(video['passes'] for video in report['videos'])} passes"
+        f"videos: {len(report['videos'])}, passes: {sum(video['passes'] for video in report['videos'])}"
     )
     parts = [
         f"<h1>Heads of {escape(report['source'] or 'a model')}</h1><p class=dim>{escape(head)}</p>",
@@ -107,5 +108,5 @@ def _table(names: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    number = isinstance(value, int | float) or str(value).rstrip("%").replace(".", "", 1).isdigit()
+    number = isinstance(value, int | float) or re.fullmatch(r"-?[\d.]+%?", str(value))
     return f"<td class=n>{escape(str(value))}</td>" if number else f"<td>{escape(str(value))}</td>"

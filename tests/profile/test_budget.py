@@ -22,7 +22,9 @@ def test_the_assignment_is_the_best_of_all(heads, costs, spare, seed):
     rng = np.random.default_rng(seed)
     gains = rng.integers(0, 4, (heads, len(costs))) / 2 if seed % 2 else rng.random((heads, len(costs)))
     budget = heads * min(costs) + spare
-    which, best = assign(gains, np.array(costs), budget)
+    upto = budget + heads * max(costs)
+    which, best = assign(gains, np.array(costs), budget, upto)
+    assert (which == assign(gains, np.array(costs), budget)[0]).all()
     every = [
         (sum(gains[h, c] for h, c in enumerate(choice)), sum(costs[c] for c in choice))
         for choice in product(range(len(costs)), repeat=heads)
@@ -32,9 +34,10 @@ def test_the_assignment_is_the_best_of_all(heads, costs, spare, seed):
     assert cost <= budget
     assert np.isclose(sum(gains[h, c] for h, c in enumerate(which)), top)
     assert cost == min(cost for gain, cost in every if np.isclose(gain, top) and cost <= budget) or not seed % 2
-    for smaller in range(budget + 1):
-        fitting = [gain for gain, cost in every if cost <= smaller]
-        assert np.isclose(best[smaller], max(fitting)) if fitting else best[smaller] == -np.inf
+    assert len(best) == upto + 1
+    for other in range(upto + 1):
+        fitting = [gain for gain, cost in every if cost <= other]
+        assert np.isclose(best[other], max(fitting)) if fitting else best[other] == -np.inf
 
 
 def test_what_a_rule_keeps_is_the_attention_on_what_the_oracle_says_it_reads():

@@ -16,6 +16,8 @@ from headforce.lowering import measuring
 from headforce.lowering.state.sampling import sampled_rows
 from tests.kvpass.conftest import text, wan
 
+from . import planted
+
 EAGER = {"inner": "eager"}
 STEPS = (1000.0,)
 LENGTHS = [3, 3, 3]
@@ -30,7 +32,7 @@ def model():
     torch._dynamo.utils.counters.clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield wan(sink_size=1)
+    yield wan(num_layers=1, sink_size=1)
     torch._dynamo.reset()
     torch.set_num_threads(threads)
 
@@ -48,18 +50,18 @@ def nothing_watched() -> Iterator[None]:
 
 
 class Seen:
-    """Queries and keys of every call of self-attention of the eager example model, in order."""
+    """Queries and keys of every call of self-attention of an eager model, in order."""
 
-    def __init__(self, monkeypatch, tokens):
+    def __init__(self, monkeypatch, tokens, module=wan_attention):
         self.calls = []
-        plain = wan_attention.attend
+        plain = module.attend
 
         def attend(q, k, v):
             if k.shape[1] % tokens == 0 and q.shape[1] % tokens == 0 and k.shape[1] >= q.shape[1]:
                 self.calls.append((q.clone(), k.clone()))
             return plain(q, k, v)
 
-        monkeypatch.setattr(wan_attention, "attend", attend)
+        monkeypatch.setattr(module, "attend", attend)
 
 
 def dense(q, k, rows, tokens, groups):
@@ -85,9 +87,8 @@ def recorded(model, compiled, lengths=LENGTHS, **options):
     return video, record
 
 
-def check(record, seen, config, share, seed, by_query, tolerance):
+def check(record, seen, layers, tokens, share, seed, by_query, tolerance):
     """Every pass and layer of a record against the calls of the eager model."""
-    tokens, layers = config.tokens_per_frame, config.num_layers
     assert len(seen.calls) == len(record.passes) * layers
     for number, passed in enumerate(record.passes):
         frames = passed.chunk.frames
@@ -107,29 +108,30 @@ def test_statistics_are_those_of_attention_written_down_whole(model, compiled, m
     video, record = recorded(model, compiled, by_query=by_query, queries=share, seed=3)
     assert torch.equal(video, eager)
     assert not torch._dynamo.utils.counters["graph_break"]
-    check(record, seen, model.config, share, 3, by_query, 1e-5)
+    check(record, seen, 1, model.config.tokens_per_frame, share, 3, by_query, 1e-5)
     starts = [(p.chunk.index, p.chunk.start, p.step) for p in record.passes]
     assert starts == [(i, s, step) for i, s in enumerate((0, 3, 6)) for step in (0, 1)]
     groups = 3 if by_query else 1
     assert record.passes[-1].keys == (0, 4, 5, 6, 7, 8)
     assert record.passes[-1].statistics[0].shape == (3, BATCH, 4, groups, 6)
-    torch.testing.assert_close(record.passes[-1].statistics[1][0].sum(-1), torch.ones(BATCH, 4, groups))
+    torch.testing.assert_close(record.passes[-1].statistics[0][0].sum(-1), torch.ones(BATCH, 4, groups))
 
 
 @pytest.mark.slow
 def test_inductor_neither_drops_the_probe_nor_changes_with_it(monkeypatch):
     """Outputs are bit for bit those of the same compiler without a probe."""
-    model = wan(num_layers=1, sink_size=1)
-    for norm in (model.blocks[0].self_attn.norm_q, model.blocks[0].self_attn.norm_k):
-        torch.nn.init.ones_(norm.weight)  # flat attention: rounding upstream of the probe does not grow in it
-    seen = Seen(monkeypatch, model.config.tokens_per_frame)
-    rollout(model, model.config, [3])
+    model = planted.planted(layers=1, each=1)
+    seen = Seen(monkeypatch, planted.TOKENS, planted)
+    planted.rollout(model, chunks=2)
     monkeypatch.undo()
-    expected = rollout(torch.compile(model, backend="inductor", fullgraph=True), model.config, [3])
-    compiled = torch.compile(model, backend="headforce", fullgraph=True)
-    video, record = recorded(model, compiled, [3], queries=0.5)
-    assert torch.equal(video, expected)
-    check(record, seen, model.config, 0.5, 0, False, 1e-5)
+    model.compile(backend="inductor", fullgraph=True)
+    expected = planted.rollout(model, chunks=2)
+    with headforce.probe(model, queries=0.5) as probe:
+        probe.compile()
+        assert torch.equal(planted.rollout(model, chunks=2), expected)
+        assert (probe.misses, probe.launches) == (0, [2])
+    (record,) = probe.recorder.videos
+    check(record, seen, 1, planted.TOKENS, 0.5, 0, False, 1e-5)
 
 
 def test_samples_depend_on_their_seed_alone(model, compiled):
@@ -164,7 +166,7 @@ def test_blocks_of_keys_of_any_size_give_the_same(model, compiled, monkeypatch):
 def test_what_is_kept_does_not_grow_with_the_tokens_of_a_frame(model, compiled):
     _, record = recorded(model, compiled, [3, 3])
     kept = sum(s.numel() for p in record.passes for s in p.statistics.values())
-    assert kept == 2 * 2 * 3 * BATCH * 4 * (3 + 6)  # layers, passes, statistics, videos, heads, frames of two chunks
+    assert kept == 2 * 3 * BATCH * 4 * (3 + 6)  # passes, statistics, videos, heads, frames of two chunks
 
 
 def test_videos_are_told_apart(model, compiled):
@@ -178,19 +180,19 @@ def test_videos_are_told_apart(model, compiled):
             pass
         videos = probe.recorder.videos
         assert [len(video.passes) for video in videos] == [4, 2, 2, 2]
-        last = [v.passes[-1].statistics[1] for v in videos]
+        last = [v.passes[-1].statistics[0] for v in videos]
         assert torch.equal(last[1], last[2])
         assert not torch.equal(last[1], last[3])
         probe.recorder.clear()
         one.generate(prompt, [3], seed=1)
-        assert torch.equal(probe.recorder.videos[0].passes[-1].statistics[1], last[1])
+        assert torch.equal(probe.recorder.videos[0].passes[-1].statistics[0], last[1])
 
 
 def test_passes_that_were_not_compiled_are_counted_and_the_model_is_left_as_it_was(model):
     hooks = len(model._forward_pre_hooks)
     probe = headforce.probe(model)
     rollout(model, model.config, [3])
-    assert probe.misses == 2 * 2
+    assert probe.misses == 2
     assert probe.recorder.videos == []
     with pytest.raises(HeadforceError, match="HF-PREPARED"):
         headforce.probe(model)
