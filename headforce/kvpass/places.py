@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import sysconfig
 
 import torch
@@ -29,8 +30,21 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """file:line of the innermost frame of the model's own code; empty if the graph does not say."""
-    return own_line(node.meta.get("stack_trace") or "")
+    """file:line of the innermost frame in the file of the innermost module; of the model's own code if it is not on the
+    way, and empty if the graph does not say. Libraries send all attention through one dispatcher, which tells nothing.
+    """
+    trace = node.meta.get("stack_trace") or ""
+    home = _home(node)
+    at_home = [f for f in _FRAME.findall(trace) if home and os.path.abspath(f[0]) == home]
+    return ":".join(at_home[-1]) if at_home else own_line(trace)
+
+
+def _home(node: Node) -> str:
+    """The file that defines the class of the innermost module; empty if that is torch's or unknown."""
+    entries = list((node.meta.get("nn_module_stack") or {}).values())
+    kind = entries[-1][1] if entries and isinstance(entries[-1], tuple) else None
+    file = getattr(sys.modules.get(getattr(kind, "__module__", "")), "__file__", None)
+    return "" if file is None or _is_foreign(file) else os.path.abspath(file)
 
 
 def own_line(traceback: str) -> str:

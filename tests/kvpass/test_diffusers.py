@@ -49,7 +49,7 @@ def wan() -> tuple[nn.Module, dict[str, Any]]:
     return diffusers.WanTransformer3DModel(**TINY).eval(), _call()
 
 
-def skyreels(layers: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+def skyreels_v2(layers: int = 1) -> tuple[nn.Module, dict[str, Any]]:
     """Diffusion forcing: the past lies in the sequence of the pass, behind a block-causal mask."""
     torch.manual_seed(0)
     model = diffusers.SkyReelsV2Transformer3DModel(**{**TINY, "num_layers": layers}, num_frame_per_block=2).eval()
@@ -73,7 +73,7 @@ def _call() -> dict[str, Any]:
     return {"hidden_states": randn(1, 4, 4, 8, 8), "timestep": torch.tensor([500]), "encoder_hidden_states": text}
 
 
-@pytest.mark.parametrize("make", [wan, skyreels, helios])
+@pytest.mark.parametrize("make", [wan, skyreels_v2, helios])
 def test_a_model_without_a_cache_is_left_alone_with_a_reason(make: Any) -> None:
     model, call = make()
     eager = model(**call)[0]
@@ -83,6 +83,8 @@ def test_a_model_without_a_cache_is_left_alone_with_a_reason(make: Any) -> None:
         ("refused", "HF-NOHISTORY", "blocks.0.attn1"),
         ("excluded", "HF-CROSS", "blocks.0.attn2"),
     ]
+    # The model's own file, not that of the dispatcher through which all attention of diffusers goes.
+    assert all(f"transformer_{make.__name__}" in site.where for site in seen.sites)
 
     def compiled(**options: Any) -> Any:
         return torch.compile(model, backend="headforce", options={"inner": "eager", "policy": NATIVE, **options})
@@ -95,7 +97,7 @@ def test_a_model_without_a_cache_is_left_alone_with_a_reason(make: Any) -> None:
 
 
 def test_repeated_blocks_do_not_show_where_their_mask_comes_from() -> None:
-    model, call = skyreels(layers=2)
+    model, call = skyreels_v2(layers=2)
     eager = model(**call)[0]
     model.compile_repeated_blocks(backend="headforce", options={"inner": "eager", "policy": NATIVE})
     with pytest.raises(HeadforceError, match="HF-MASK"):
