@@ -19,7 +19,7 @@ from .recognize.prefill import unpadded
 from .site import KEPT, Operand, Refusal, RopeForm, Site, SiteReport
 from .sources import behind
 from .torch_private import input_source
-from .unseen import is_written, nested, unclaimed
+from .unseen import handed_on, is_written, nested, unclaimed
 
 Verdict = Site | Refused | Excluded
 
@@ -52,6 +52,7 @@ def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) ->
             verdicts.append((node, refused))
     verdicts += [(node, refused) for node, refused in unclaimed(view, claimed)]
     verdicts += [(node, refused) for node, refused in nested(view)]
+    verdicts += [(node, refused) for node, refused in handed_on(view)]
     return _report(view, verdicts)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from . import torch_private
-from .ops import ALIASING, is_dead, op_name, tensor_argument, writes_in_place
+from .ops import ALIASING, live_nodes, op_name, tensor_argument, writes_in_place
 from .symbolic import Binder, Facts, to_expr
 
 
@@ -55,12 +55,8 @@ class GraphView:
 
     @cached_property
     def live(self) -> set[Node]:
-        """The nodes on which something depends: an output, a write in place, or an operation that is not known."""
-        live: set[Node] = set()
-        for node in reversed(self.nodes):
-            if not is_dead(node, live):
-                live.add(node)
-        return live
+        """The nodes on which something depends."""
+        return live_nodes(self.graph)
 
     def users(self, node: Node) -> list[Node]:
         """Who reads a node, without readers on which nothing depends."""

@@ -49,7 +49,7 @@ def trace(view: GraphView, cursor: Cursor, *, factors: bool = False, until: Node
         if step is None and until is not None:  # what was taken out of it: who asks looks at its writes
             back = step_back(state.cursor, view, factors=factors)
             step = back if back is not None and view.root(back.node) is until else None
-        state = replace(state, cursor=step) if step is not None else _sliced(view, state)
+        state = replace(state, cursor=step) if step is not None else _sliced(view, state, until)
 
 
 def landing(view: GraphView, cursor: Cursor, *, factors: bool = False, until: Node | None = None) -> Trace:
@@ -58,11 +58,14 @@ def landing(view: GraphView, cursor: Cursor, *, factors: bool = False, until: No
     return last
 
 
-def _sliced(view: GraphView, state: Trace) -> Trace | None:
+def _sliced(view: GraphView, state: Trace, until: Node | None) -> Trace | None:
     found = slices(view, state.node)
     if found is None:
         return None
     source, ranges = found
+    root = view.root(source)
+    if view.written_after(source) and root.op != "placeholder" and root is not until:
+        return None
     axes, spans, sizes = list(state.cursor.axes), dict(state.spans), view.shape(source)
     for dim, rows in ranges.items():
         here = axes[dim]

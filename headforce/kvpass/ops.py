@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from .torch_private import NN_HOME, is_higher_order
 
@@ -168,8 +168,15 @@ def writes_in_place(node: Node, operand: Node) -> bool:
     return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
 
 
-def is_dead(node: Node, live: set[Node]) -> bool:
-    """Whether nothing depends on a node, given which of its users are `live`: tracing leaves views nobody reads."""
-    if op_name(node) not in (_NAMES | ALIASING) - {"dropout"} or any(user in live for user in node.users):
-        return False
-    return not any(writes_in_place(node, operand) for operand in node.all_input_nodes)
+def live_nodes(graph: Graph) -> set[Node]:
+    """The nodes on which something depends: an output, a write in place, or an operation that is not known.
+
+    Tracing leaves views that nobody reads.
+    """
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        known = op_name(node) in (_NAMES | ALIASING) - {"dropout"}
+        writes = any(writes_in_place(node, operand) for operand in node.all_input_nodes)
+        if not known or writes or any(user in live for user in node.users):
+            live.add(node)
+    return live

@@ -1,4 +1,7 @@
-"""Attention that no recogniser was asked about: caches without a reader, and nested graphs. Never missed silently."""
+"""Attention that no recogniser was asked about is never missed silently.
+
+Caches without a reader, nested graphs, and query, key and value that leave the graph.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from torch.fx import GraphModule, Node
 
 from .cache_uses import uses
 from .graph_view import GraphView
+from .ops import op_name
 from .recognize import Refused, first
+from .sources import activations, behind
 from .torch_private import input_source
 
 
@@ -35,6 +40,24 @@ def unclaimed(view: GraphView, claimed: set[Node]) -> list[tuple[Node, Refused]]
                 )
             )
     return out
+
+
+def handed_on(view: GraphView) -> list[tuple[Node, Refused]]:
+    """Query, key and value as outputs of the graph: three projections of one activation, with heads [B, S, H, D]."""
+    (output,) = view.graph.find_nodes(op="output")
+    groups: dict[tuple[Any, ...], list[Node]] = {}
+    for node in output.all_input_nodes:
+        shape = view.shape(node)
+        if shape is not None and len(shape) == 4:
+            source = tuple(sorted(n.name for n in activations(view, node)))
+            groups.setdefault((shape[0], shape[-1], source), []).append(node)
+    found = []
+    for (_, _, source), nodes in groups.items():
+        projections = behind(view, *nodes)[0]
+        if source and len(nodes) >= 3 and len({n for n in projections if op_name(n) == "linear"}) >= 3:
+            names = ", ".join(node.name for node in nodes)
+            found.append((nodes[0], Refused("HF-OPAQUE", f"{names} handed out of the graph", "their attention in it")))
+    return found
 
 
 def nested(view: GraphView) -> list[tuple[Node, Refused]]:

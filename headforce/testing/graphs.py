@@ -9,8 +9,12 @@ At most one `fault` is added, and its code is the label. `check` compiles the la
 
 from __future__ import annotations
 
+import argparse
 import copy
+import logging
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,12 +99,11 @@ class Recipe:
     def possible(self) -> bool:
         """Whether the parts go together."""
         grouped, written = self.kv_heads < HEADS, self.product in WRITTEN
-        appends = zoo.PROTOCOLS[self.protocol][1] == "append"
         checks = [
             not (self.raw and self.rope == "none"),
             not (self.product == "flex" and self.mask != "none"),
             self.scale in ("default", "query", "key", "before") or self.product not in ("sdpa", "flex"),
-            self.grouped != "native" or not written,
+            self.grouped != "native" or not (written or self.fault == "heads in front"),
             not (self.product == "sdpa" and self.mask in ("filled", "chosen")),
             not (written and self.mask == "boolean"),
             not (written and self.dtype == torch.bfloat16),  # eager rounds scores: nothing to compare with
@@ -110,7 +113,7 @@ class Recipe:
             self.fault not in CORE_FAULTS or CORE_FAULTS[self.fault](self.product, self.mask, grouped),
             self.fault != "no rope" or not self.raw,
             self.frames >= 4 or self.protocol != "cat_sink_and_window",
-            appends or self.protocol != "cat_window" or self.frames >= 2,
+            self.frames < 4 or self.fault != "read_far",  # there is nothing behind the new rows
         ]
         return all(checks)
 
@@ -261,3 +264,30 @@ def recipe_by(choose: Callable[[Sequence[Any]], Any]) -> Recipe:
 
 def _fits(fault: str | None, product: str) -> bool:
     return fault not in CORE_FAULTS or CORE_FAULTS[fault](product, "none", True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks many layers; prints each that is not as its label says, and how many of each label there were."""
+    parser = argparse.ArgumentParser(prog="python -m headforce.testing.graphs", description=main.__doc__)
+    parser.add_argument("--count", type=int, default=1000, help="layers")
+    parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
+    given = parser.parse_args(arguments)
+    logging.getLogger("headforce").setLevel(logging.ERROR)  # refusals are what is asked for
+    torch.set_num_threads(1)
+    source = random.Random(given.seed)
+    total: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for _ in range(given.count):
+        outcome = check(random_recipe(source))
+        label = outcome.recipe.code or "rewritten"
+        total[label] += 1
+        right[label] += not outcome.wrong
+        if outcome.wrong:
+            print(f"{outcome.wrong}\n    {outcome.recipe}", flush=True)
+    for label in sorted(total):
+        print(f"{label:20} {right[label]:5} of {total[label]}")
+    return int(right.total() != total.total())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ from headforce.errors import CATALOGUE
 from headforce.testing import zoo
 from headforce.testing.zoo import TOKENS, sdpa
 
-from .recording import Recorder
+from headforce.testing.recording import Recorder
 
 # Protocols: (k, v, cache, start) -> what attention reads. Each differs from `zoo.append` in one thing.
 
@@ -307,6 +307,85 @@ CORES = {
     "HF-ATTENTION-FORM": [exponentials_over_their_sum, values_over_the_sum, weights_scaled, over_the_queries],
     "HF-ESCAPE": [weights_read_twice, called_twice],
 }  # fmt: skip
+
+
+def camera(q, k, v):
+    """PRoPE on half of the channels: matrices of the frames on queries, keys and values, and back on the result."""
+    frames = torch.arange(k.shape[1] // TOKENS, dtype=q.dtype)
+    matrices = torch.eye(3) + 0.1 * torch.sin(frames)[:, None, None]
+
+    def turned(x, matrix):
+        half, rest = x.unflatten(1, (-1, TOKENS)).chunk(2, dim=-1)
+        half = torch.einsum("fij,bfthpj->bfthpi", matrix, half.unflatten(-1, (-1, 3))).flatten(-2)
+        return torch.cat([half, rest], -1).flatten(1, 2)
+
+    own = matrices[-(q.shape[1] // TOKENS) :]
+    q, k, v = turned(q, own.mT), *(turned(x, matrices.inverse()) for x in (k, v))
+    return turned(call(q, k, v), own)
+
+
+CORES["HF-PROPE"] = [camera]
+
+
+def ring_of_three(k, v, cache, start):
+    """A list of the chunks that are kept; the oldest is exchanged, wherever it stands."""
+    for name, new in (("k", k), ("v", v)):
+        cache[f"ring_{name}"][start // k.shape[1] % 3] = new
+    return torch.cat(cache["ring_k"], 1), torch.cat(cache["ring_v"], 1)
+
+
+def bank_and_recent(k, v, cache, start):
+    return tuple(torch.cat([cache["bank"], cache[name], new], 1) for name, new in (("k", k), ("v", v)))
+
+
+@pytest.mark.parametrize("protocol", [ring_of_three, bank_and_recent])
+def test_a_past_in_several_inputs_is_refused(protocol):
+    layer = zoo.SelfAttention(protocol=protocol)
+    new_cache = layer.new_cache
+    rows = 2 * TOKENS
+
+    def with_parts(*args):
+        cache = new_cache(*args)
+        parts = {f"ring_{n}": [torch.randn(1, rows, zoo.HEADS, zoo.HEAD_DIM) for _ in range(3)] for n in "kv"}
+        return {**cache, **parts, "bank": torch.randn(1, rows, zoo.HEADS, zoo.HEAD_DIM)}
+
+    layer.new_cache = with_parts
+    only = report(layer)
+    assert only.found == ()
+    assert [r.code for r in only.refused] == ["HF-CACHE-PARTS"], only.refused
+
+
+@pytest.mark.parametrize("protocol", ["append", "cat_past"])
+def test_attention_behind_a_disabled_function_is_reported(protocol):
+    """The graph in front of it hands out query, key and value; a cache it writes is read by nobody there."""
+    layer = zoo.SelfAttention(protocol=protocol)
+    layer.core = torch.compiler.disable(layer.core)
+    recorder = Recorder(check=False)
+    cache = layer.new_cache(1, 2)
+    cache.update(held=2 * TOKENS, seen=2 * TOKENS)
+    x, _ = next(zoo.inputs(1))
+    with torch.no_grad():
+        torch.compile(layer, backend=recorder)(x, cache, 2 * TOKENS)
+    assert not any(only.found for only in recorder.reports)
+    assert set(recorder.codes) & {"HF-OPAQUE", "HF-CACHE-UNREAD"}, recorder.codes
+    assert "HF-OPAQUE" in recorder.codes or protocol == "append"
+
+
+def test_projections_in_a_disabled_function_are_reported():
+    class Whole(zoo.SelfAttention):
+        @torch.compiler.disable
+        def attend(self, q, k, v):
+            return self.core(q, k, v)
+
+        def forward(self, x, cache, start):
+            q, k, v = (p(x).unflatten(2, (zoo.HEADS, -1)) for p in (self.q, self.k, self.v))
+            return self.o(self.attend(q, k, v).flatten(2))
+
+    recorder = Recorder(check=False)
+    x, start = next(zoo.inputs(1))
+    with torch.no_grad():
+        torch.compile(Whole(), backend=recorder)(x, {}, start)
+    assert recorder.codes == ["HF-OPAQUE"]
 
 
 def pairs(table):

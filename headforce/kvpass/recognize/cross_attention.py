@@ -16,7 +16,7 @@ from ..graph_view import GraphView
 from ..history import landing
 from ..normal_form import settle
 from ..sources import activations, behind
-from .base import AttentionCall, Excluded, first, recognizer
+from .base import AttentionCall, Excluded, recognizer, rotated
 
 
 @recognizer("exclude", order=10)
@@ -26,7 +26,7 @@ def cross_attention(view: GraphView, call: AttentionCall) -> Excluded | None:
     cached = [end for end in ends if end.node.op == "placeholder"]
     if len(cached) == 2:
         whole = not any(end.spans for end in cached) and not any(_touched(view, end.node) for end in cached)
-        if whole and first("rope", view, settle(call.q, view)) is None:
+        if whole and rotated(view, settle(call.q, view))[0] is None:
             names = " and ".join(end.node.name for end in ends)
             return Excluded(
                 "HF-CROSS",

@@ -54,7 +54,7 @@ def deferred_cache(view: GraphView, call: AttentionCall) -> CacheMatch | None:
 def _copy(view: GraphView, operand: Cursor) -> Node | None:
     """The copy, written in place, of a graph input from which an operand of attention is read."""
     for part in reading(view, operand, factors=True).parts:
-        for node in (part.node, *reversed(part.cursor.passed)):
+        for node in (part.node, view.root(part.node), *reversed(part.cursor.passed)):
             if op_name(node) == "clone" and is_written(view, node):
                 end = _copied(view, node)
                 return node if end.node.op == "placeholder" and not end.spans and not end.cursor.casts else None

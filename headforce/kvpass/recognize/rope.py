@@ -45,11 +45,19 @@ def rotary(view: GraphView, cursor: Cursor) -> Rotation | None:
     """Recognise the rotation whose result the cursor sees; None if there is none."""
     for step in walk(cursor, view):
         for form in (_complex, _lanes, _whole_vector, _per_sample):
-            found = form(view, step)
+            found = form(view, _heads_once(step))
             if found is not None:
                 return found
-    written = behind_writes(view, step)
+    written = behind_writes(view, _heads_once(step))
     return None if written is None else _lanes(view, written)
+
+
+def _heads_once(cursor: Cursor) -> Cursor:
+    """The cursor as if no head were repeated: that happens behind the rotation and does not change what is rotated."""
+    if sum(atom.label == "head" for dim in cursor.axes for atom in dim) != 1:
+        return cursor
+    once = tuple(tuple(a._replace(stride=ONE) if a.label == "head" else a for a in dim) for dim in cursor.axes)
+    return replace(cursor, axes=once)
 
 
 def _complex(view: GraphView, cursor: Cursor) -> Rotation | None:
@@ -204,10 +212,6 @@ def _paired(kind: str, parts: tuple[Leaf, ...] | None, raw: Cursor, view: GraphV
 def _rotation(view: GraphView, kind: str, raw: Cursor, cos: object, sin: object, dtype: object) -> Rotation | None:
     """Put the parts together; the clock is read from the part of the table that the slowest piece of the rows
     selects."""
-    # Heads that are repeated behind the rotation do not change what is rotated.
-    raw = replace(
-        raw, axes=tuple(tuple(a._replace(stride=ONE) if a.label == "head" else a for a in d) for d in raw.axes)
-    )
     raw = _whole_batch(view, settle(raw, view))
     if cos is None or sin is None or not _plain(raw):
         return None
