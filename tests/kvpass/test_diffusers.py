@@ -145,7 +145,7 @@ def test_anyflow_far_is_refused_by_name_and_runs_as_it_is() -> None:
     joined = next(reason for reason in reasons if "CACHE-FORM" in reason)
     assert "L['kv_cache']['compressed_cache'] and L['kv_cache']['full_cache']" in joined
     assert not any(line.verdict == "rewritten" for line in UNPREPARED.sites)
-    with pytest.raises(HeadforceError, match="HF-ADAPTER"):
+    with pytest.raises(HeadforceError, match="HF-CACHE-FORM.*AnyFlow-FAR"):
         headforce.prepare(model, policy=NATIVE)
 
 

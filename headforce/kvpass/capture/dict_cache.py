@@ -18,8 +18,6 @@ from .adapter import Adapter, LayerCache, adapter
 
 CACHE_ARGUMENT = "kv_cache"
 TEXT_CACHE_ARGUMENT = "crossattn_cache"
-OTHER_PROTOCOL = "kv_cache_flag"
-"""An argument that comes with caches of another form under the same name (AnyFlow-FAR of diffusers)."""
 
 
 class DictCache(LayerCache):
@@ -49,8 +47,7 @@ class DictCacheAdapter(Adapter):
     """Python-int indices: the model can be traced as it is, and nothing has to be replaced but the tensors."""
 
     def matches(self, model: nn.Module) -> bool:
-        taken = inspect.signature(model.forward).parameters
-        return CACHE_ARGUMENT in taken and OTHER_PROTOCOL not in taken
+        return CACHE_ARGUMENT in inspect.signature(model.forward).parameters
 
     def caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[LayerCache]:
         bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)

@@ -73,3 +73,23 @@ class RewardForcing(RefusedFamily):
 
     def knows(self, model: nn.Module, attention: nn.Module) -> bool:
         return hasattr(attention, "compression_alpha") and hasattr(attention, "sink_size")
+
+
+@adapter("anyflow-far")
+class AnyFlowFar(RefusedFamily):
+    """`AnyFlowFARTransformer3DModel` of diffusers."""
+
+    code = "HF-CACHE-FORM"
+    found = (
+        "AnyFlow-FAR: keys and values of a layer share two tensors, one for newer chunks and one for older chunks at "
+        "fewer tokens a frame, and after every chunk a pass over the whole video writes both anew under a block mask"
+    )
+    needed = (
+        "a tensor each for keys and values, frames of one number of tokens, and passes that add their chunk to them"
+    )
+
+    def matches(self, model: nn.Module) -> bool:
+        return hasattr(model, "far_patch_embedding") and hasattr(model, "build_attention_mask")
+
+    def knows(self, model: nn.Module, attention: nn.Module) -> bool:
+        return self.matches(model)
