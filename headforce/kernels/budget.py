@@ -7,6 +7,7 @@ rounding of the result. NaN is over any budget.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,18 +48,7 @@ def limit(exact: Tensor, plain: Tensor) -> float:
     return float(2 * (plain.double() - exact).abs().max() + rounding(plain.dtype) * exact.abs().max())
 
 
-def budget_of(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    reads: Tensor,
-    runs: Tensor,
-    theta: Tensor,
-    first_pair: int,
-    style: str,
-    scale: float,
-) -> Budget:
-    """The budget of ragged attention of these operands; arguments as in `reference.ragged_attention`."""
-    tables = (reads, runs, theta, first_pair, style, scale)
-    exact = ragged_attention(query.double(), key, value, *tables)
-    return Budget(exact, limit(exact, ragged_attention(query, key, value, *tables)))
+def budget_of(query: Tensor, *operands: Any) -> Budget:
+    """The budget of ragged attention of these operands, which are those of `reference.ragged_attention`."""
+    exact = ragged_attention(query.double(), *operands)
+    return Budget(exact, limit(exact, ragged_attention(query, *operands)))
