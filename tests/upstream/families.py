@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +23,12 @@ from .run import (
     run_of,
     small,
     wan,
+    with_tokens,
     without_flash_attention,
 )
 
 
-def self_forcing(path: Path, window: int = 6, sink: int = 1) -> Run:
+def self_forcing(path: Path, window: int = 6, sink: int = 1, **wrapped: Any) -> Run:
     """`CausalInferencePipeline`, whose caches stay and are reset for the next video."""
     checkout = wan(path, "demo_utils.memory", "demo_utils")
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
@@ -35,11 +37,36 @@ def self_forcing(path: Path, window: int = 6, sink: int = 1) -> Run:
     arguments = arguments_of(model_kwargs={"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0})
     module = checkout.load("pipeline.causal_inference")
     pipeline = module.CausalInferencePipeline(
-        arguments, torch.device("cpu"), wrapper(**arguments.model_kwargs, is_causal=True), TextEncoder(), Vae()
+        arguments,
+        torch.device("cpu"),
+        wrapper(**arguments.model_kwargs, **wrapped, is_causal=True),
+        TextEncoder(),
+        Vae(),
     )
     for block in pipeline.generator.model.blocks:
         block.self_attn.max_attention_size = window * TOKENS  # upstream counts 1560 tokens a frame whatever the grid
     return run_of(pipeline, arguments)
+
+
+def reward_forcing(path: Path) -> Run:
+    """The same pipeline; a block that is evicted is averaged into the sink, which is as long."""
+    return self_forcing(path, window=9, sink=3, checkpoint_path="")
+
+
+def rolling_forcing(path: Path) -> Run:
+    """`CausalInferencePipeline`, which sends a block for every noise level and caches the cleanest."""
+    checkout = wan(path, "demo_utils.memory")
+    causal = checkout.load("wan.modules.causal_model")
+    causal.CausalWanModel.from_pretrained = small(causal.CausalWanModel)
+    wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
+    pipeline_class = checkout.load("pipeline.rolling_forcing_inference").CausalInferencePipeline
+    for function in (causal.CausalWanSelfAttention.__init__, pipeline_class._initialize_kv_cache):
+        with_tokens(function)
+    arguments = arguments_of()
+    pipeline = pipeline_class(arguments, torch.device("cpu"), wrapper(is_causal=True), TextEncoder(), Vae())
+    pipeline.inference = pipeline.inference_rolling_forcing
+    run = run_of(pipeline, arguments)
+    return replace(run, caches=lambda: pipeline.kv_cache_clean)
 
 
 def longlive(path: Path, window: int = 9, sink: int = 3) -> Run:
@@ -90,6 +117,15 @@ FAMILIES = {
         Family("causal-forcing", "https://github.com/thu-ml/Causal-Forcing", self_forcing, 5),
         Family("causvid", "https://github.com/tianweiy/CausVid", causvid, 4),
         Family("krea", "https://github.com/krea-ai/realtime-video", krea, 3),
+        Family("rolling-forcing", "https://github.com/TencentARC/RollingForcing", rolling_forcing, 3, "HF-CLOCK"),
+        Family(
+            "causal-forcing-long",
+            "https://github.com/thu-ml/Causal-Forcing (folder long_video)",
+            rolling_forcing,
+            3,
+            "HF-CLOCK",
+        ),
+        Family("reward-forcing", "https://github.com/JaydenLyh/Reward-Forcing", reward_forcing, 4, "HF-CLOCK"),
         Family("longlive-1", "https://github.com/NVlabs/LongLive (branch v1.0)", longlive, 5),
     )
 }

@@ -1,4 +1,8 @@
-"""One repository run in four ways - as it is, and compiled with headforce - over two videos in a row."""
+"""One repository run in four ways - as it is, and compiled with headforce - over two videos in a row.
+
+And what is refused of it: the model when it is compiled with a policy and was not prepared; and whatever `prepare` does
+not take.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ import torch
 from torch import Tensor
 
 import headforce
+from headforce import HeadforceError
 from headforce.kvpass.session import Session
+from headforce.kvpass.torch_private import compile_in_place, compiled_in_place
 from headforce.policy import Policy
 
 from .run import Family, Run
@@ -52,13 +58,24 @@ class Side:
 
 
 @dataclass
+class Refusal:
+    """What was raised: its code and text, and whether it names `prepare`."""
+
+    code: str
+    text: str
+    prepare: bool
+
+
+@dataclass
 class Measured:
-    """A repository's row: the bytes that it holds itself, and all sides."""
+    """A repository's row: the bytes that it holds itself, all sides, and what `prepare` and a bare compile refuse."""
 
     family: str
     commit: str
     held: int
     sides: list[Side]
+    prepared: Refusal | None
+    bare: Refusal | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,8 +86,10 @@ def measure(family: Family, path: Path, commit: str, inner: str = "eager", targe
     run = family.make(path)
     eager = _videos(run, family.chunks)
     held = _bytes(run)
-    sides = []
-    for name, (mode, policy) in SIDES.items():
+    prepared, sides = _prepared(run), []
+    bare = _bare(run)
+    _check_restored(run, eager[0])
+    for name, (mode, policy) in SIDES.items() if prepared is None else ():
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         run = family.make(path)
@@ -80,7 +99,30 @@ def measure(family: Family, path: Path, commit: str, inner: str = "eager", targe
             session.compile(inner=inner, target=target)
             sides.append(_side(name, run, session, eager, family.chunks))
         _check_restored(run, eager[0])
-    return Measured(family.name, commit, held, sides)
+    return Measured(family.name, commit, held, sides, prepared, bare)
+
+
+def _prepared(run: Run) -> Refusal | None:
+    """What `prepare` refuses."""
+    try:
+        headforce.prepare(run.pipeline, Policy({})).restore()
+    except HeadforceError as error:
+        return Refusal(error.code, str(error), "prepare" in error.hint)
+    return None
+
+
+def _bare(run: Run) -> Refusal | None:
+    """What is refused of a model that is compiled with a policy and was not prepared."""
+    torch._dynamo.reset()
+    policy, before = Policy.loads(POLICY.split("heads:")[0]), compiled_in_place(run.model)
+    run.model.compile(backend="headforce", options={"policy": policy, "inner": "eager"})
+    try:
+        run.video(1, 2)
+    except HeadforceError as error:
+        return Refusal(error.code, str(error), "prepare" in error.hint)
+    finally:
+        compile_in_place(run.model, before)
+    return None
 
 
 def _videos(run: Run, chunks: int) -> list[Tensor]:
@@ -108,10 +150,10 @@ def _side(name: str, run: Run, session: Session, eager: list[Tensor], chunks: in
 
 
 def _check_restored(run: Run, eager: Tensor) -> None:
-    """After `restore()` model and pipeline make the unmodified video, to the bit."""
+    """After a refusal, and after `restore()`, model and pipeline make the unmodified video, to the bit."""
     again = run.video(1, 1)
     if not torch.equal(again, eager[:, : again.shape[1]]):
-        raise AssertionError("restore() left something behind")
+        raise AssertionError("headforce left something behind")
 
 
 def _bytes(run: Run) -> int:

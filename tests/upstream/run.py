@@ -45,13 +45,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Family:
-    """A repository. `make` gives the same weights every time."""
+    """A repository. `make` gives the same weights every time. `refusal`: the code if `prepare` does not take it."""
 
     name: str
     url: str
     make: Callable[[Path], Run]
     chunks: int
-    sites: str = "all self-attention rewritten, cross-attention excluded"
+    refusal: str = ""
 
 
 class TextEncoder(nn.Module):
@@ -103,8 +103,9 @@ def noise(seed: int, frames: int) -> Tensor:
 def with_tokens(function: Any) -> None:
     """Makes a function of a repository that counts 1560 tokens a frame, whatever the grid, count those of this grid."""
     code = function.__code__
-    assert {1560, TOKENS} & set(code.co_consts)
-    function.__code__ = code.replace(co_consts=tuple(TOKENS if c == 1560 else c for c in code.co_consts))
+    frames = [c // 1560 if isinstance(c, int) and c and c % 1560 == 0 else None for c in code.co_consts]
+    counted = tuple(c if n is None else n * TOKENS for c, n in zip(code.co_consts, frames, strict=True))
+    function.__code__ = code.replace(co_consts=counted)
 
 
 def without_flash_attention(model_module: Any, attention_module: Any) -> None:

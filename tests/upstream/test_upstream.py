@@ -34,6 +34,9 @@ def test_the_unmodified_repository(name: str, target: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
+    assert row["bare"]["prepare"], row["bare"]
+    assert (row["prepared"] or {}).get("code", "") == FAMILIES[name].refusal
+    assert bool(row["sides"]) == (not FAMILIES[name].refusal)
     # Kernels turn by a float32 rotation and sum in another order: within a rounding of bfloat16.
     most = 0.0 if target == "sdpa" else 0.01
     for side in row["sides"]:
