@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import nn
-
 from ..calls import Example
 from ..errors import HeadforceError
 from ..kvpass.breaks import Break
@@ -16,7 +14,7 @@ from ..kvpass.session import session_of
 from ..policy import Policy
 from .diagnosis import OWNED, VIEW, BreakVerdict, Diagnosis, RunFacts, SiteVerdict
 from .verdicts import site_verdicts
-from .watch import Watched, known_model, watch
+from .watch import Known, Watched, known_model, watch
 
 
 def examine(example: Example, policy: Policy | None = None, policy_name: str | None = None) -> Diagnosis:
@@ -32,25 +30,25 @@ def examine(example: Example, policy: Policy | None = None, policy_name: str | N
     Raises HF-EXAMPLE for an example that cannot be run, HF-PREPARED for a prepared model, and whatever says that the
     policy does not fit the model.
     """
-    model, adapter = known_model(example.model)
-    if session_of(model) is not None:
+    known = known_model(example.model)
+    if session_of(known.model) is not None:
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
     bare = watch(example, adapted=False)
-    prepared = None if adapter is None else watch(example, adapted=True)
-    works = adapter if prepared is not None and prepared.error is None else None
+    prepared = watch(example, adapted=True) if known.refusal is None else None
+    works = known.adapter if prepared is not None and prepared.error is None else None
     final = bare if prepared is None or works is None else prepared
-    sites = site_verdicts(final, bare, works)
+    sites = site_verdicts(final, bare, known, works)
     return Diagnosis(
-        model=type(model).__qualname__,
-        family=None if adapter is None else adapter.name,
+        model=type(known.model).__qualname__,
+        family=None if known.adapter is None else known.adapter.name,
         bare=_facts(bare),
         prepared=None if prepared is None else _facts(prepared),
-        breaks=tuple(_break(found, prepared, adapter) for found in bare.breaks),
+        breaks=tuple(_break(found, prepared, works) for found in bare.breaks),
         sites=sites,
         kv_bytes=_bytes(final.newest),
         policy=policy_name if policy is not None else None,
-        outlook=None if policy is None else outlook(policy, final.newest, works, model),
-        notes=tuple(_notes(sites, final, prepared, adapter, model)),
+        outlook=None if policy is None else outlook(policy, final.newest, works, known.model),
+        notes=tuple(_notes(sites, final, prepared, known)),
     )
 
 
@@ -69,7 +67,7 @@ def _bytes(ran: Sequence[Ran]) -> int | None:
 
 
 def _break(found: Break, prepared: Watched | None, adapter: Adapter | None) -> BreakVerdict:
-    if adapter is None or prepared is None or prepared.error is not None:
+    if adapter is None or prepared is None:
         return BreakVerdict(found, False, found.remedy)
     if (found.where, found.cause) in {(left.where, left.cause) for left in prepared.breaks}:
         return BreakVerdict(found, False, found.remedy)
@@ -79,18 +77,19 @@ def _break(found: Break, prepared: Watched | None, adapter: Adapter | None) -> B
     return BreakVerdict(found, True, f"family {adapter.name}: headforce.prepare; {shim}")
 
 
-def _notes(
-    sites: Sequence[SiteVerdict], run: Watched, prepared: Watched | None, adapter: Adapter | None, model: nn.Module
-) -> Iterator[str]:
+def _notes(sites: Sequence[SiteVerdict], run: Watched, prepared: Watched | None, known: Known) -> Iterator[str]:
     bare = "A bare torch.compile(model, backend='headforce')"
-    if adapter is None:
+    if known.adapter is None:
         yield (
-            f"[HF-ADAPTER] No adapter knows a {type(model).__qualname__}, so headforce.prepare cannot own its cache. "
-            f"{bare} with a policy views it where the verdict says so; docs/extending.md tells how to write an adapter."
+            f"[HF-ADAPTER] No adapter knows a {type(known.model).__qualname__}, so headforce.prepare cannot own its "
+            f"cache. {bare} with a policy views it where the verdict says so; docs/extending.md tells how to write an "
+            "adapter."
         )
+    elif known.refusal is not None:
+        yield f"headforce.prepare does not take the model. {known.refusal}"
     elif prepared is not None and prepared.error is not None:
         yield (
-            f"headforce.prepare takes the model for family {adapter.name}, and a call then fails: "
+            f"headforce.prepare takes the model for family {known.adapter.name}, and a call then fails: "
             f"{prepared.error.reason}. The verdicts are those of the model as it is."
         )
     elif any(site.verdict == OWNED for site in sites):
@@ -100,7 +99,7 @@ def _notes(
         cannot += ", and does not even see all of the attention" if unseen else ""
         yield (
             f"{bare} cannot own the cache, which stays the model's own{cannot}. "
-            f"headforce.prepare(model, policy=...) owns it: family {adapter.name}."
+            f"headforce.prepare(model, policy=...) owns it: family {known.adapter.name}."
         )
     if len(run.graphs) == 1:
         yield "One call was seen. Calls that fill the cache and evict from it show the graphs of later passes too."

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import HeadforceError
 from ..kvpass.capture import Adapter
 from ..kvpass.explanation import SiteFacts
 from .diagnosis import EXCLUDED, OWNED, REFUSED, VIEW, SiteVerdict
-from .watch import Watched
+from .watch import Known, Watched
 
 _ORDER = (EXCLUDED, OWNED, VIEW, REFUSED)
 """From what counts least to what counts most, where passes differ."""
 
 
-def site_verdicts(final: Watched, bare: Watched, adapter: Adapter | None) -> tuple[SiteVerdict, ...]:
-    """One verdict for each place of each module: the worst of its passes, in the fullest words."""
+def site_verdicts(final: Watched, bare: Watched, known: Known, works: Adapter | None) -> tuple[SiteVerdict, ...]:
+    """One verdict for each place of each module: the worst of its passes, in the fullest words.
+
+    Args:
+        final: the run that counts. bare: the model as it is. works: the adapter, if the model runs with it.
+    """
+    refusal = None if known.adapter is None else known.refusal  # an unknown family may be viewed
     verdicts: dict[tuple[str, str], SiteVerdict] = {}
     for facts in final.sites:
-        new = _verdict(facts, bare, adapter)
+        new = _verdict(facts, bare, refusal, works)
         old = verdicts.get((new.name, new.where))
         if old is None or _weight(new) >= _weight(old):
             verdicts[new.name, new.where] = new
@@ -28,7 +34,7 @@ def _weight(site: SiteVerdict) -> tuple[int, int]:
     return _ORDER.index(site.verdict), len(site.cache)  # an eviction is told behind the rest
 
 
-def _verdict(facts: SiteFacts, bare: Watched, adapter: Adapter | None) -> SiteVerdict:
+def _verdict(facts: SiteFacts, bare: Watched, refusal: HeadforceError | None, works: Adapter | None) -> SiteVerdict:
     place = {"name": facts.name, "where": facts.where}
     if facts.verdict == EXCLUDED:
         return SiteVerdict(**place, verdict=EXCLUDED, code=facts.code, reason=facts.reason)
@@ -36,11 +42,14 @@ def _verdict(facts: SiteFacts, bare: Watched, adapter: Adapter | None) -> SiteVe
     words["bare"] = _bare(facts, bare)
     if facts.verdict == REFUSED:
         return SiteVerdict(**words, verdict=REFUSED, code=facts.code, reason=facts.reason)
+    if refusal is not None:
+        reason = f"found {refusal.found}; needed {refusal.needed}"
+        return SiteVerdict(**words, verdict=REFUSED, code=refusal.code, reason=reason)
     if facts.not_viewed:
         return SiteVerdict(**words, verdict=REFUSED, **_coded(facts.not_viewed))
     if facts.not_owned:
         return SiteVerdict(**words, verdict=VIEW, **_coded(facts.not_owned))
-    if adapter is None:
+    if works is None:
         reason = "no adapter hands the caches of this model over"
         return SiteVerdict(**words, verdict=VIEW, code="HF-ADAPTER", reason=reason)
     return SiteVerdict(**words, verdict=OWNED)

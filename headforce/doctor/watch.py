@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from ..calls import Example
 from ..errors import HeadforceError
 from ..kvpass.breaks import Break, break_of, watched_breaks
-from ..kvpass.capture import Adapter, find_model
+from ..kvpass.capture import Adapter, find_known
 from ..kvpass.explanation import SiteFacts
 from ..kvpass.observer import Observer, Ran
 from ..kvpass.torch_private import without_recompile_limit
@@ -45,7 +45,7 @@ def watch(example: Example, *, adapted: bool) -> Watched:
     Raises HF-EXAMPLE if a part of the example cannot be copied, or if no call reaches the model.
     """
     copied = example.copied()
-    model, adapter = known_model(copied.model)
+    model, adapter, _ = known_model(copied.model)
     used = adapter if adapted else None
     seen, observer = Watched(), Observer()
     torch._dynamo.reset()
@@ -73,15 +73,24 @@ def watch(example: Example, *, adapted: bool) -> Watched:
     return seen
 
 
-def known_model(target: Any) -> tuple[nn.Module, Adapter | None]:
-    """The model that is meant, and its adapter if there is one. HF-ADAPTER for a pipeline of unknown models."""
+class Known(NamedTuple):
+    """The model that is meant, the adapter that knows it, and why `prepare` does not take it, if it does not."""
+
+    model: nn.Module
+    adapter: Adapter | None
+    refusal: HeadforceError | None
+
+
+def known_model(target: Any) -> Known:
+    """What is known about a model, or about the one in a pipeline. HF-ADAPTER for a pipeline of unknown models."""
     target = getattr(target, "_orig_mod", target)
     try:
-        return find_model(target)
-    except HeadforceError:
+        model, adapter = find_known(target)
+    except HeadforceError as error:
         if isinstance(target, nn.Module):
-            return target, None
+            return Known(target, None, error)
         raise
+    return Known(model, adapter, adapter.refusal(model))
 
 
 def _intercept(model: nn.Module, adapter: Adapter | None, observer: Observer, seen: Watched) -> None:

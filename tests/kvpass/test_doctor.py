@@ -247,6 +247,16 @@ def test_an_adapter_that_takes_a_model_for_what_it_is_not(family: None, monkeypa
     assert "a call then fails: not such a cache" in seen.notes[0]
 
 
+def test_a_family_that_is_known_and_not_taken(family: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = HeadforceError("HF-CLOCK", found="keys from elsewhere", needed="keys of this video")
+    monkeypatch.setattr(IndexedAdapter, "refusal", lambda *_: refusal)
+    seen = examine(Example(*indexed(1)))
+    assert (seen.family, seen.prepared, seen.ok, seen.breaks[0].removed) == ("indexed", None, False, False)
+    assert [(site.verdict, site.code) for site in seen.sites] == [("refused", "HF-CLOCK")]
+    assert "keys from elsewhere" in seen.sites[0].reason
+    assert "does not take the model" in seen.notes[0]
+
+
 def test_layers_that_are_alike_are_one_line(known: Diagnosis) -> None:
     (site,) = known.sites
     cross = dataclasses.replace(site, verdict="excluded", code="HF-CROSS")

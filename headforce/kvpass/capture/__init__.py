@@ -1,5 +1,15 @@
 """Adapters: what is known about families of models, one file each."""
 
-from .adapter import Adapter, Call, LayerCache, adapter, adapters, find_adapter, find_model, modules_of
+from .adapter import Adapter, Call, LayerCache, adapter, adapters, find_adapter, find_known, find_model, modules_of
 
-__all__ = ["Adapter", "Call", "LayerCache", "adapter", "adapters", "find_adapter", "find_model", "modules_of"]
+__all__ = [
+    "Adapter",
+    "Call",
+    "LayerCache",
+    "adapter",
+    "adapters",
+    "find_adapter",
+    "find_known",
+    "find_model",
+    "modules_of",
+]

@@ -158,6 +158,12 @@ def find_model(target: Any) -> tuple[nn.Module, Adapter]:
     registered later is asked about all of them first. HF-ADAPTER if there is none or more than one; the refusal of an
     adapter that knows the model and does not take it.
     """
+    model, known = find_known(target)
+    return model, _taken(model, known)
+
+
+def find_known(target: Any) -> tuple[nn.Module, Adapter]:
+    """What `find_model` finds, with an adapter that knows the model and may not take it."""
     modules = modules_of(target)
     for candidate in adapters():
         found = [module for module in modules if candidate.matches(module)]
@@ -169,7 +175,7 @@ def find_model(target: Any) -> tuple[nn.Module, Adapter]:
                 "HF-ADAPTER", found=f"{len(outermost)} models in one pipeline ({names})", needed="the one to prepare"
             )
         if outermost:
-            return outermost[0], _taken(outermost[0], candidate)
+            return outermost[0], candidate
     raise _unknown(target)
 
 
