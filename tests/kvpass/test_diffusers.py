@@ -20,7 +20,7 @@ from ..upstream import anyflow_far
 diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusers")
 
 NATIVE = Policy({})
-CHUNKS = (1, 2, 1)
+CHUNKS = (1, 2)
 TINY = {
     "num_attention_heads": 2,
     "attention_head_dim": 24,
@@ -145,7 +145,7 @@ def test_anyflow_far_is_refused_by_name_and_runs_as_it_is() -> None:
     joined = next(reason for reason in reasons if "CACHE-FORM" in reason)
     assert "L['kv_cache']['compressed_cache'] and L['kv_cache']['full_cache']" in joined
     assert not any(line.verdict == "rewritten" for line in UNPREPARED.sites)
-    with pytest.raises(HeadforceError, match="HF-CACHE-FORM.*AnyFlow-FAR"):
+    with pytest.raises(HeadforceError, match=r"HF-CACHE-FORM.*AnyFlow-FAR"):
         headforce.prepare(model, policy=NATIVE)
 
 
