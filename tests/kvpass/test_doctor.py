@@ -307,6 +307,16 @@ def test_everything_is_as_before(family: None) -> None:
     assert model.calls == 1
 
 
+def test_a_copy_shares_weights_and_nothing_else() -> None:
+    model, calls = indexed(2)
+    copied = Example(model, calls).copied()
+    assert copied.model.layer.q.weight is model.layer.q.weight
+    assert copied.model.seen is not model.seen
+    first, second = (kwargs["kv_cache"][0] for _, kwargs in copied.calls)
+    assert first is second
+    assert first["k"].data_ptr() != calls[0][1]["kv_cache"][0]["k"].data_ptr()
+
+
 # What it takes
 
 
