@@ -10,6 +10,8 @@ GPU_TESTS := tests/kernels/test_gpu.py tests/kvpass/test_gpu.py tests/kvpass/tes
 WORKERS ?= 2
 # A policy file or a published system for the demo, such as POLICY=forcing_kv; without it the demo's own policy.
 POLICY ?=
+# What the demo ends with: the model's heads, measured, and a page to look at.
+PROFILED := examples/profile_and_compile.py
 
 .PHONY: demo demo-tiny test plugins lint gpu clean
 
@@ -21,10 +23,12 @@ POLICY ?=
 
 demo: .venv/ready
 	$(BIN)/headforce demo $(if $(POLICY),--policy $(POLICY))
+	$(BIN)/headforce profile $(PROFILED):demo --budget 0.35 --queries 0.1 --inner eager --blocks blocks --fresh --out out/demo/profile
 
 # Half a minute, without a C++ compiler: structure, bytes and exactness, at a size where times mean nothing.
 demo-tiny: .venv/ready
 	$(BIN)/headforce demo --preset tiny --inner eager $(if $(POLICY),--policy $(POLICY))
+	$(BIN)/headforce profile $(PROFILED):tiny --method forcing_kv --budget 0.7 --inner eager --blocks blocks --fresh --out out/demo/profile
 
 test: .venv/ready lint plugins
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -109,7 +109,7 @@ class Session:
         self._paused = False
         self.refusal: HeadforceError | None = None
         self._installed = adapter.install(model)
-        self._uncompiled: tuple[Any] | None = None  # what the model called before `compile`
+        self._uncompiled: dict[nn.Module, tuple[Any]] = {}  # what was called before `compile`
         self._hooks = [
             model.register_forward_pre_hook(torch._dynamo.disable(self._before), with_kwargs=True),
             model.register_forward_hook(torch._dynamo.disable(self._after), with_kwargs=True, always_call=True),
@@ -252,15 +252,17 @@ class Session:
         counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
         return [sum(layer) for layer in zip(*counts, strict=True)]
 
-    def compile(self, **options: Any) -> None:
+    def compile(self, *, blocks: str | None = None, **options: Any) -> None:
         """Compiles the model in place, so that whoever holds it calls the compiled one, until `restore()`.
 
         Args:
+            blocks: the name of a submodule, such as "blocks", whose children are compiled instead, each by itself. They
+                share graphs, so this compiles sooner.
             options: those of the backend, such as `inner="eager"` and `target="triton"`.
         """
-        if self._uncompiled is None:
-            self._uncompiled = compiled_in_place(self.model)
-        self.model.compile(backend="headforce", options=options)
+        for module in [self.model] if blocks is None else self.model.get_submodule(blocks).children():
+            self._uncompiled.setdefault(module, compiled_in_place(module))
+            module.compile(backend="headforce", options=options)
 
     def switch(self, answer: Answer | str | None = None) -> int:
         """The prompt switches: call it between two chunks, before the first pass with the new text.
@@ -301,8 +303,8 @@ class Session:
         for hook in self._hooks:
             hook.remove()
         self._installed.close()
-        if self._uncompiled is not None:
-            compile_in_place(self.model, self._uncompiled)
+        for module, before in self._uncompiled.items():
+            compile_in_place(module, before)
         for caches in self.cache_sets:
             caches.release()
         self.cache_sets = []

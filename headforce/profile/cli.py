@@ -25,6 +25,7 @@ import yaml
 @click.option("--seed", default=0, show_default=True, help="Of the choice of queries.")
 @click.option("--by-query", is_flag=True, help="Statistics of every query frame instead of the chunk.")
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler: inductor or eager.")
+@click.option("--blocks", help="A submodule whose children are compiled each by itself, sooner, such as blocks.")
 @click.option("--fresh", is_flag=True, help="Measure anew instead of going on with what --out has.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def profile(
@@ -40,6 +41,7 @@ def profile(
     seed: int,
     by_query: bool,
     inner: str,
+    blocks: str | None,
     fresh: bool,
     as_json: bool,
     **where: int,
@@ -69,6 +71,7 @@ def profile(
         source=target,
         fresh=fresh,
         options={"inner": inner},
+        blocks=blocks,
         progress=Progress(silent=as_json),
     )
     judged = judge(found, method, constants=given, budget=budget, rules=rules or RULES, **where)

@@ -23,6 +23,7 @@ def measure(
     source: str = "",
     fresh: bool = False,
     options: Mapping[str, Any] | None = None,
+    blocks: str | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Makes the videos and measures them; the profile, which is in `folder` then.
@@ -30,7 +31,8 @@ def measure(
     Videos that the folder has already, measured alike, are not made again, so a run that was interrupted goes on.
 
     Args:
-        sample: how queries are sampled. source: what is measured, as the user named it. options: of the backend.
+        sample: how queries are sampled. source: what is measured, as the user named it.
+        options: of the backend. blocks: see `Session.compile`.
         fresh: makes all videos anew, whatever the folder has.
 
     Raises HF-PROFILE-FILE if the folder has a profile of something else, HF-PROFILE-DATA if a pass was not compiled,
@@ -50,7 +52,7 @@ def measure(
         return known
     bars = progress or Progress(silent=True)
     with probe(rollouts.model, queries=sample.queries, seed=sample.seed, by_query=sample.by_query) as probed, bars:
-        probed.compile(**(options or {}))
+        probed.compile(blocks=blocks, **(options or {}))
         bars.begin(len(rollouts.names), len(rollouts.names) - len(missing))
         probed.recorder.on_pass = bars.advance
         for name in missing:

@@ -86,6 +86,7 @@ def test_the_command(tmp_path):
     target = f"{Path(__file__).with_name('planted.py')}:example"
     assert callable(example)
     command = ["profile", "tests.profile.planted:example", "--out", str(tmp_path), "--inner", "eager"]
+    command += ["--blocks", "layers"]
     forcing = [*command, "--method", "forcing_kv", "--set", "skip=3"]
     first = CliRunner().invoke(main, [*forcing, "--json", "--budget", "0.6"], catch_exceptions=False)
     assert first.exit_code == 0, first.output
