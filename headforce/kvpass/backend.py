@@ -21,6 +21,7 @@ from .find import find_sites
 from .graph_view import GraphView
 from .inner import compile_inner
 from .layers import PLAIN, VIEW, variant_of
+from .notes import Notes
 from .options import Options, read_options
 from .report import Report
 from .session import Session, active_session, recording_refusals
@@ -54,6 +55,7 @@ def headforce_backend(
             variant = variant_of(session.mode, session.policy)
         if variant == VIEW:
             report = viewable(report)
+        notes = Notes(copied, report, "unchanged" if variant == PLAIN else "rewritten")
         if variant != PLAIN:
             _check_refused(report, settings, session)
             _check_gradients(example_inputs, report)
@@ -62,7 +64,7 @@ def headforce_backend(
         if not report.found:
             compiled = compile_inner(copied, example_inputs, settings)
             return _checked(compiled, report, settings) if report.refused and variant == PLAIN else compiled
-        return SiteGraph(copied, example_inputs, settings, report, variant)
+        return SiteGraph(copied, example_inputs, settings, report, variant, notes)
     except HeadforceError as error:
         return _refusing(error)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,9 @@ from . import torch_private
 from .checking import Checker
 from .eligible import check_ownable, check_viewable
 from .inner import compile_inner
-from .layers import OBSERVED, OWNED, PLAIN, PROBED, VIEW, Layer, layer_of
+from .layers import OBSERVED, OWNED, PLAIN, PROBED, VIEW, Caches, Layer, layer_of
 from .lower import lower_owned, lower_probed, lower_view
+from .notes import Notes
 from .options import Options
 from .site import SiteReport
 from .site_reader import SiteReader
@@ -56,6 +58,7 @@ class SiteGraph:
     Args:
         module: the graph, which nobody else changes. example_inputs: what Dynamo gave the backend with it.
         expected: the variant to compile now, while the compiler may still add guards.
+        notes: its log and dump.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class SiteGraph:
         settings: Options,
         report: SiteReport,
         expected: str,
+        notes: Notes,
     ) -> None:
         self.report = report
+        self._notes = notes
         self.settings = settings
         self._module = module
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -91,13 +96,17 @@ class SiteGraph:
             caches.session.uses(self)
         for reader, layer in zip(self._readers, layers, strict=True):
             reader.enter(layer, args, self._target)
-        checks = self.settings.checks if caches.session is None else caches.session.verify
         added = caches.inputs(layers)
+        with self._notes.running(layers), self._checked(caches, layers):
+            return run(*args, *added)
+
+    def _checked(self, caches: Caches, layers: Sequence[Layer]) -> AbstractContextManager[None]:
+        """Checks what runs inside, as far as that was asked for."""
+        checks = self.settings.checks if caches.session is None else caches.session.verify
         if not checks.launches:
-            return run(*args, *added)
+            return nullcontext()
         policy = self.settings.policy if caches.session is None else caches.session.policy
-        with watching(Checker(checks, self.report.found, layers, policy, self._target)):
-            return run(*args, *added)
+        return watching(Checker(checks, self.report.found, layers, policy, self._target))
 
     def _layers(self, keys: Sequence[Tensor]) -> list[Layer]:
         """The layers whose K caches these are; empty if headforce has nothing to do with them."""
@@ -144,4 +153,5 @@ class SiteGraph:
         for site in sites:
             check(site)
         lowered = lower(module, self._examples, sites, self._target, self._device)
+        self._notes.lowered(name, lowered.module)
         return compile_inner(lowered.module, lowered.examples, self.settings)

@@ -13,6 +13,9 @@ import importlib.util
 import inspect
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import fill
@@ -24,6 +27,7 @@ from ..whole_file import write_whole
 from .folding import fold
 
 FOLDER_VARIABLE = "HEADFORCE_CACHE_DIR"
+_NOTED = threading.local()
 
 
 def source_of(kernel: str, spec: Spec) -> str:
@@ -34,10 +38,29 @@ def source_of(kernel: str, spec: Spec) -> str:
     return fold(inspect.getsource(template), spec.settings(), [kernel], heading)
 
 
-@cache
 def kernel_of(kernel: str, spec: Spec) -> Any:
     """The kernel of a spec, ready to be launched or compiled."""
+    folder: Path | None = getattr(_NOTED, "folder", None)
+    if folder is not None:
+        text = source_of(kernel, spec)
+        folder.mkdir(exist_ok=True)
+        _written(folder / f"{kernel}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py", text)
+    return _kernel_of(kernel, spec)
+
+
+@cache
+def _kernel_of(kernel: str, spec: Spec) -> Any:
     return getattr(load(source_of(kernel, spec)), kernel)
+
+
+@contextmanager
+def sources_to(folder: Path) -> Iterator[None]:
+    """The source of every kernel that this thread asks for is written to a folder besides."""
+    before, _NOTED.folder = getattr(_NOTED, "folder", None), folder
+    try:
+        yield
+    finally:
+        _NOTED.folder = before
 
 
 def load(text: str) -> ModuleType:

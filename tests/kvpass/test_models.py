@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from examples.causal_wan import TINY, CausalWan, Rollout, init_random
-
-from .recording import Recorder
+from headforce.testing.recording import Recorder
 
 FRAMES, SINK, CHUNK = 6, 1, 3
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from headforce.testing import zoo
-
-from .recording import Recorder
+from headforce.testing.recording import Recorder
 
 
 def rollout(layer, chunks=5, batch=1, dynamic=None, passes=2):

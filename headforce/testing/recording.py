@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Interpreter
 
-from headforce.kernels.rotation import rotated
-from headforce.kvpass.find import find_sites
-from headforce.kvpass.lower import rotatable
-from headforce.kvpass.rope_factors import turn_of
-from headforce.kvpass.rope_rates import style_of
-from headforce.kvpass.site import Site, SiteReport
-from headforce.testing import zoo
+from ..kernels.rotation import rotated
+from ..kvpass.find import find_sites
+from ..kvpass.lower import rotatable
+from ..kvpass.rope_factors import turn_of
+from ..kvpass.rope_rates import style_of
+from ..kvpass.site import Site, SiteReport
+from . import zoo
 
 
 class Recorder:
