@@ -12,12 +12,12 @@ Every refusal of headforce is a `HeadforceError` with a `code`, the `site` it is
 
 This page is written by `headforce errors > docs/errors.md`.
 
-| code | what it means | what to do |
-|---|---|---|
+| code | what it means | how it comes about | what to do |
+|---|---|---|---|
 """
 
 
 def markdown() -> str:
     """The page, codes in alphabetical order."""
-    rows = [(f"`{code}`", entry.meaning, entry.remedy) for code, entry in sorted(CATALOGUE.items())]
+    rows = [(f"`{code}`", entry.meaning, entry.cause, entry.remedy) for code, entry in sorted(CATALOGUE.items())]
     return _HEAD + "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)

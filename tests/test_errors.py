@@ -58,6 +58,7 @@ def test_entries_are_sentences(code):
     assert CODE.fullmatch(code)
     assert CATALOGUE[code].meaning.endswith(".")
     assert CATALOGUE[code].remedy.endswith(".")
+    assert CATALOGUE[code].cause.endswith(".")
 
 
 def error(**changes):
