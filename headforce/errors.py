@@ -258,8 +258,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-RUN-NOTHING": Entry(
         "A script ran to its end, and no attention in it was rewritten.",
-        "Its model has to be of a family that an adapter knows (docs/extending.md), called with a cache, in Python that "
-        "has headforce installed and reads its environment (no -I or -E), and not inside the script's own torch.compile.",
+        "Its model has to be of a family that an adapter knows (docs/extending.md), called with a cache, in "
+        "Python that "
+        "has headforce installed and reads its environment (no -I or -E), and not inside the script's own "
+        "torch.compile.",
         "The script's model was never compiled, or is of a family that has no adapter.",
     ),
     "HF-RUN-REFUSED": Entry(
@@ -280,7 +282,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-VIDEO": Entry(
         "A video cannot be read or written.",
-        "Films need PyAV (pip install 'headforce[video]'); tensors are read from .npy, .pt and .safetensors, one in a file.",
+        "Films need PyAV (pip install 'headforce[video]'); tensors are read from .npy, .pt and .safetensors, "
+        "one in a file.",
         "A missing codec or package, or a broken file.",
     ),
     # Shells
@@ -372,7 +375,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-CACHE-PARTS": Entry(
         "The past of one attention call lies in several graph inputs, such as a Python list used as a ring.",
-        "Keep the past in one tensor for each of K and V, written in place or grown by cat, with the oldest rows first.",
+        "Keep the past in one tensor for each of K and V, written in place or grown by cat, with the oldest "
+        "rows first.",
         "A list of chunks that is joined at every pass.",
     ),
     "HF-CACHE-RANGE": Entry(
@@ -387,7 +391,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-CACHE-COMMIT": Entry(
         "Attention reads a copy of the cache, and the cache itself is not changed as the copy is.",
-        "Do to the cache what was done to the copy, in the same graph; a pass that keeps nothing has no history to own.",
+        "Do to the cache what was done to the copy, in the same graph; a pass that keeps nothing has no "
+        "history to own.",
         "A noisy pass over a clone of the cache that is thrown away, in a graph of its own.",
     ),
     "HF-CACHE-UNREAD": Entry(
