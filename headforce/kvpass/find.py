@@ -36,13 +36,16 @@ def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) ->
     """
     view = GraphView(graph_module, example_inputs)
     verdicts: list[tuple[Node, Verdict]] = []
-    claimed: set[Node] = set()
+    attended: set[Node] = set()  # projections that attention here reads
+    claimed: set[Node] = set()  # graph inputs behind K and V
     for node in view.nodes:
         try:
             call = first("attention", view, node)
             if call is None:
                 continue
-            claimed |= behind(view, call.k.node, call.v.node)[1]
+            projections, inputs = behind(view, call.k.node, call.v.node)
+            attended |= projections
+            claimed |= inputs
             verdict = _judge(view, call)
             if isinstance(verdict, Site):  # a cache that only takes rows is not behind K and V
                 claimed |= {verdict.cache.k_input, verdict.cache.v_input}
@@ -52,7 +55,7 @@ def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) ->
             verdicts.append((node, refused))
     verdicts += [(node, refused) for node, refused in unclaimed(view, claimed)]
     verdicts += [(node, refused) for node, refused in nested(view)]
-    verdicts += [(node, refused) for node, refused in handed_on(view)]
+    verdicts += [(node, refused) for node, refused in handed_on(view, attended)]
     return _report(view, verdicts)
 
 

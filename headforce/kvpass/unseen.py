@@ -42,13 +42,17 @@ def unclaimed(view: GraphView, claimed: set[Node]) -> list[tuple[Node, Refused]]
     return out
 
 
-def handed_on(view: GraphView) -> list[tuple[Node, Refused]]:
-    """Query, key and value as outputs of the graph: three projections of one activation, with heads [B, S, H, D]."""
+def handed_on(view: GraphView, attended: set[Node]) -> list[tuple[Node, Refused]]:
+    """Query, key and value as outputs of the graph: three projections of one activation, with heads [B, S, H, D].
+
+    `attended`: projections whose keys and values attention in the graph reads; cross-attention hands them out for the
+    next pass.
+    """
     (output,) = view.graph.find_nodes(op="output")
     groups: dict[tuple[Any, ...], list[Node]] = {}
     for node in output.all_input_nodes:
         shape = view.shape(node)
-        if shape is not None and len(shape) == 4:
+        if shape is not None and len(shape) == 4 and not behind(view, node)[0] <= attended:
             source = tuple(sorted(n.name for n in activations(view, node)))
             groups.setdefault((shape[0], shape[-1], source), []).append(node)
     found = []

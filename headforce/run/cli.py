@@ -37,6 +37,7 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
 def run(command: tuple[str, ...], report: Path | None, **choices: Any) -> None:
     """Run COMMAND, somebody's own script, unedited; its models get the policy and are compiled.
 
+    \b
     headforce run --policy longlive -- python inference.py ARGS...
 
     Ends with the exit status of the command, or with 1 if that ended well and nothing was rewritten.
@@ -82,6 +83,7 @@ def compare(
 ) -> None:
     """Run COMMAND twice with one seed, as it is and under the policy, and compare its videos.
 
+    \b
     headforce compare --policy longlive --video "{out}/*.mp4" -- python inference.py --output_folder {out}
 
     {out} stands for a folder that each side has for itself; elsewhere files that a side has written are moved away.

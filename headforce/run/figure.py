@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-COLOURS = {"eager": "#333333", "policy": "#ee6677"}
+LINES = {"eager": ("#bbbbbb", 4.0), "policy": ("#ee6677", 1.2)}
+"""Colour and width: of two lines in one place both are seen."""
 
 
 def save_figure(
@@ -41,8 +42,9 @@ def save_figure(
     for side, values in deltas.items():
         jump = jumps[side]
         label = f"{side}: chunk discontinuity {'undefined' if jump is None else f'{jump:.2f}'}"
+        colour, width = LINES[side]
         # The change from frame t to t+1 belongs to the line between them.
-        below.plot(range(1, len(values) + 1), values, color=COLOURS[side], linewidth=1.3, label=label)
+        below.plot(range(1, len(values) + 1), values, color=colour, linewidth=width, label=label)
     for axes in (above, below):
         for seam in seams:
             axes.axvline(seam, color="#bbbbbb", linewidth=0.6, linestyle=":", zorder=0)

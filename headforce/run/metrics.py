@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Video = NDArray[np.generic]
+Video = NDArray[Any]
 
 
 def peak_of(reference: Video) -> float:

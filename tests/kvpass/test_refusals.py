@@ -388,6 +388,34 @@ def test_projections_in_a_disabled_function_are_reported():
     assert recorder.codes == ["HF-OPAQUE"]
 
 
+def test_keys_and_values_of_a_text_are_handed_on_to_the_next_pass():
+    """Cross-attention of several layers keeps what it computed of one text; that is no attention outside the graph."""
+
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.projections = torch.nn.ModuleList(
+                torch.nn.Linear(zoo.HEADS * zoo.HEAD_DIM, zoo.HEADS * zoo.HEAD_DIM) for _ in range(6)
+            )
+
+        def forward(self, x, text):
+            kept = [p(text).unflatten(2, (zoo.HEADS, -1)) for p in self.projections[:4]]
+            for q, k, v in zip(self.projections[4:], kept[::2], kept[1::2], strict=True):
+                query = q(x).unflatten(2, (zoo.HEADS, -1)).transpose(1, 2)
+                read = F.scaled_dot_product_attention(query, k.transpose(1, 2), v.transpose(1, 2))
+                x = x + read.transpose(1, 2).flatten(2)
+            return x, kept
+
+    recorder = Recorder(check=False)
+    with torch.no_grad():
+        torch.compile(Layers(), backend=recorder)(
+            torch.randn(1, 6, zoo.HEADS * zoo.HEAD_DIM), torch.randn(1, 5, zoo.HEADS * zoo.HEAD_DIM)
+        )
+    (only,) = recorder.reports
+    assert [r.code for r in only.excluded] == ["HF-CROSS", "HF-CROSS"]
+    assert only.refused == ()
+
+
 def pairs(table):
     return [pytest.param(f, code, id=getattr(f, "__name__", code)) for code, fs in table.items() for f in fs]
 

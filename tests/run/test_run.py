@@ -37,8 +37,8 @@ def test_run(tmp_path):
     script = ["python", SCRIPT, "--out", "made", "--exit", "3"]
     done = headforce("run", *chosen, "--seed", 5, "--report", "report.json", "--", *script, folder=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert done.stdout == "made (1, 4, 9, 8, 12)\n"
-    assert np.load(tmp_path / "made" / "video.npy").shape == (1, 4, 9, 8, 12)
+    assert done.stdout == "made (1, 4, 6, 8, 12)\n"
+    assert np.load(tmp_path / "made" / "video.npy").shape == (1, 4, 6, 8, 12)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["version"], report["exit_code"], report["mode"]) == (1, 3, "owned")
     (process,) = report["processes"]
@@ -46,11 +46,11 @@ def test_run(tmp_path):
     assert process["argv"] == [SCRIPT, "--out", "made", "--exit", "3"]
     assert process["breaks"] == model["sites"]["refused"] == model["misses"] == 0
     assert model["name"] == "CausalWan"
-    assert model["passes"] == model["launches"] == 6
+    assert model["passes"] == model["launches"] == 4
     assert model["sites"]["rewritten"] == model["graphs"] > 0
-    assert model["videos"] == [[3, 3, 3]]
+    assert model["videos"] == [[3, 3]]
     assert model["held"] == model["dense"] * 4 // 6  # a frame of history and a chunk, of a window of six frames
-    assert "6 launches in 6 passes" in done.stderr
+    assert "4 launches in 4 passes" in done.stderr
     assert f"{model['graphs']} rewritten, 0 refused" in done.stderr
     assert "(67%)" in done.stderr
 
@@ -84,21 +84,21 @@ def test_compare(tmp_path):
     eager, rewritten = (np.load(results / side / "video.npy") for side in ("eager", "policy"))
 
     (video,) = report["videos"]
-    assert video["chunks"] == [3, 3, 3]
+    assert video["chunks"] == [3, 3]
     # Same seed, and a first chunk without a past: the sides differ where the policy lets go, and only there.
-    first, second, third = (np.abs(eager - rewritten)[:, :, i : i + 3].max() for i in (0, 3, 6))
-    assert first < 1e-4 < min(second, third)
+    first, second = (np.abs(eager - rewritten)[:, :, i : i + 3].max() for i in (0, 3))
+    assert first < 1e-4 < second
     assert video["chunk_psnr"][0] is None or video["chunk_psnr"][0] > 100
-    worst = 10 * np.log10(np.ptp(eager) ** 2 / ((eager - rewritten)[:, :, 6:].astype(float) ** 2).mean())
-    assert video["chunk_psnr"][2] == pytest.approx(worst)
+    worst = 10 * np.log10(np.ptp(eager) ** 2 / ((eager - rewritten)[:, :, 3:].astype(float) ** 2).mean())
+    assert video["chunk_psnr"][1] == pytest.approx(worst)
     deltas = np.abs(np.diff(eager.astype(float), axis=2)).mean(axis=(0, 1, 3, 4))
     assert video["changes"]["eager"] == pytest.approx(deltas)
-    assert video["discontinuity"]["eager"] == pytest.approx(np.sort(deltas)[-2:].mean() / deltas.mean())
+    assert video["discontinuity"]["eager"] == pytest.approx(deltas.max() / deltas.mean())
     assert report["runs"]["eager"]["processes"][0]["models"][0]["launches"] == 0
-    assert report["runs"]["policy"]["processes"][0]["models"][0]["launches"] == 6
+    assert report["runs"]["policy"]["processes"][0]["models"][0]["launches"] == 4
     assert f"PSNR {video['psnr']:.1f} dB" in done.stdout
 
     (film,) = read_video(results / "video.mp4")
-    assert film.shape == (9, 240, 2 * 360, 3)  # pictures of 8 x 12, thirty times as large, side by side
+    assert film.shape == (6, 240, 2 * 360, 3)  # pictures of 8 x 12, thirty times as large, side by side
     assert np.abs(film[:3, :, :360].astype(int) - film[:3, :, 360:]).mean() < 3
     assert (results / "video.png").read_bytes().startswith(b"\x89PNG")
