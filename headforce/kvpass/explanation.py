@@ -8,7 +8,7 @@ from typing import Any
 
 from .breaks import Break
 from .layers import PassFacts
-from .site import Refusal, Site
+from .site import PREFILL, Refusal, Site
 
 JSON_VERSION = 2
 
@@ -46,7 +46,11 @@ class SiteFacts:
         query = f"{site.heads} heads x {site.head_dim}{shared}, {str(site.dtype).removeprefix('torch.')}"
         frames = f"frames {facts.start} to {end}, {facts.rows} tokens each" if facts.start >= 0 else ""
         kept = f"{facts.cache_rows} rows" + (f", {facts.cache_rows // facts.rows} frames" if facts.start >= 0 else "")
-        cache = {"append": f"written in place, {kept}", "cat": f"joined by cat, {kept} of past"}[form.kind]
+        cache = {
+            "append": f"written in place, {kept}",
+            "cat": f"joined by cat, {kept} of past",
+            PREFILL: f"written in place and not read in this pass, {kept}",
+        }[form.kind]
         if form.roll is not None:
             cache += f"; evicts {facts.evicted} rows behind a sink of {facts.sink}"
         words = "; ".join(site.notes) or "none"

@@ -161,6 +161,19 @@ def test_why_a_site_cannot_be_owned() -> None:
     assert seen.outlook is None  # nothing says which frames are which
 
 
+def test_a_pass_that_only_fills_its_cache() -> None:
+    def filling(k, v, cache, start):
+        cache["k"][:, : k.shape[1]] = k
+        cache["v"][:, : k.shape[1]] = v
+        return k, v
+
+    layer = zoo.SelfAttention(protocol=filling)
+    x, start = next(zoo.inputs(1))
+    (site,) = headforce.explain(layer, x, layer.new_cache(), start).sites
+    assert (site.verdict, site.not_owned, site.not_viewed) == ("found", "", "")
+    assert site.cache.startswith("written in place and not read in this pass, ")
+
+
 def test_graph_breaks_are_listed() -> None:
     model, args, kwargs = first_chunk()
     model.blocks[0].ffn.register_forward_hook(lambda *_: torch._dynamo.graph_break())
