@@ -7,6 +7,7 @@ of a cache of 24 frames it has 13 000 columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -146,7 +147,7 @@ def within(found: Candidates, share: float) -> Budgeted:
     """
     if not 0 < share <= 1:
         raise HeadforceError("HF-BUDGET", site="budget", found=f"{share}", needed="more than 0 and at most 1")
-    budget = int(share * found.dense)
+    budget = math.floor(share * found.dense + 1e-9)  # shares such as 37 / 84 are not exact
     kept = found.kept.reshape(len(found.pages), -1)
     least = int(found.pages.min()) * kept.shape[1]
     if least > budget:
