@@ -91,3 +91,34 @@ def test_the_entry_points_of_the_page_are_those_of_the_code():
         assert f"def {decorator}(" in source
         assert (ROOT / folder).is_dir()
         assert f'"{group}"' in source or f"`{group}`" in source
+
+
+@pytest.mark.parametrize(
+    ("page", "files"),
+    [
+        ("your-own-model.md", ["examples/own_model.py"]),
+        (
+            "extending.md",
+            [
+                "examples/plugin_dilated_window/headforce_dilated_window/op.py",
+                "examples/plugin_dilated_window/pyproject.toml",
+                "examples/plugin_dilated_window/tests/test_dilated_window.py",
+            ],
+        ),
+    ],
+)
+def test_walks_show_what_is_in_the_files(page, files):
+    source = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    shown = [b for b in re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.M) if len(b.splitlines()) > 4]
+    assert len(shown) >= 3
+    assert all(block in source for block in shown)
+    assert len((ROOT / files[0]).read_text(encoding="utf-8").splitlines()) <= (60 if "plugin" in files[0] else 200)
+
+
+def test_the_laws_of_the_page_are_those_of_the_kit():
+    import headforce.testing as kit
+
+    listed = set(re.findall(r"`(check_\w+|assert_\w+)\(", (ROOT / "docs/extending.md").read_text(encoding="utf-8")))
+    assert listed == {name for name in kit.__all__ if name.startswith(("check_", "assert_"))}
+    assert all(callable(getattr(kit, name)) for name in kit.__all__)
