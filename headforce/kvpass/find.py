@@ -140,7 +140,7 @@ def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation |
     pasts = _pasts(view, call)
     if pasts:
         raise Refused(
-            "HF-CACHE-FORM",
+            "HF-CACHE-FORM" if len(pasts) == 1 else "HF-CACHE-PARTS",
             f"new rows of V joined with {' and '.join(pasts)} in an unknown way",
             "cat([past, new]), of one past for each of K and V",
         )

@@ -141,15 +141,15 @@ def test_anyflow_far_is_refused_by_name_and_runs_as_it_is() -> None:
     for layer, cache in eager.caches.items():
         assert all(torch.equal(ours.caches[layer][name], cache[name]) for name in cache)
     reasons = {line.reason for line in UNPREPARED.sites if line.verdict == "refused"}
-    assert {reason[:15] for reason in reasons} == {"[HF-CACHE-FORM]", "[HF-MASK] found"}
-    joined = next(reason for reason in reasons if "CACHE-FORM" in reason)
+    assert {reason[:15] for reason in reasons} == {"[HF-CACHE-PARTS", "[HF-MASK] found"}
+    joined = next(reason for reason in reasons if "CACHE-PARTS" in reason)
     assert "L['kv_cache']['compressed_cache'] and L['kv_cache']['full_cache']" in joined
     assert not any(line.verdict == "rewritten" for line in UNPREPARED.sites)
-    with pytest.raises(HeadforceError, match=r"HF-CACHE-FORM.*AnyFlow-FAR"):
+    with pytest.raises(HeadforceError, match=r"HF-CACHE-PARTS.*AnyFlow-FAR"):
         headforce.prepare(model, policy=NATIVE)
 
 
-@pytest.mark.parametrize(("writing", "code"), [(False, "HF-CACHE-FORM"), (True, "HF-MASK")])
+@pytest.mark.parametrize(("writing", "code"), [(False, "HF-CACHE-PARTS"), (True, "HF-MASK")])
 def test_anyflow_far_under_a_policy_is_an_error_and_explained(writing: bool, code: str) -> None:
     model = anyflow_far.make(layers=1)
     video = anyflow_far.Video(model, CHUNKS)

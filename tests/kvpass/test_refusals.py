@@ -7,9 +7,8 @@ import torch.utils.checkpoint
 
 from headforce.errors import CATALOGUE
 from headforce.testing import zoo
-from headforce.testing.zoo import TOKENS, sdpa
-
 from headforce.testing.recording import Recorder
+from headforce.testing.zoo import TOKENS, sdpa
 
 # Protocols: (k, v, cache, start) -> what attention reads. Each differs from `zoo.append` in one thing.
 
@@ -159,6 +158,21 @@ def cat_new_rows_first(k, v, cache, start):
     return torch.cat([k, cache["k"]], dim=1), torch.cat([v, cache["v"]], dim=1)
 
 
+def cat_of_two_pasts(k, v, cache, start):
+    """Older rows in one tensor and newer ones in another, for keys and values alike, as AnyFlow-FAR has them."""
+    older, newer = cache["k"][:, :TOKENS], cache["v"][:, : start + TOKENS]
+    return torch.cat([older, newer, k], dim=1), torch.cat([older, newer, v], dim=1)
+
+
+def padded(protocol):
+    """The same with rows of zeros behind, and further away from the inputs."""
+
+    def run(k, v, cache, start):
+        return [torch.cat([x, torch.zeros_like(k)], dim=1) for x in protocol(k, v, cache, start)]
+
+    return run
+
+
 def cat_keys_only(k, v, cache, start):
     keys = torch.cat([cache["k"], k], dim=1)
     return keys, v.repeat(1, keys.shape[1] // v.shape[1], 1, 1)
@@ -172,6 +186,7 @@ PROTOCOLS = {
         every_other_row, keys_changed_on_the_way, values_scaled_on_the_way, cat_written_too, cat_keys_only,
         cat_new_rows_first,
     ],
+    "HF-CACHE-PARTS": [cat_of_two_pasts, padded(cat_of_two_pasts)],
     "HF-KV-RANGE": [keys_and_values_of_different_rows, rolled((3, 6), (1, 4), only_keys=True)],
     "HF-SHARED-KV": [one_tensor_for_both],
     "HF-ESCAPE": [second_reader_of_the_cache, second_reader_of_the_slice, slice_returned, cat_read_elsewhere],

@@ -79,7 +79,7 @@ class RewardForcing(RefusedFamily):
 class AnyFlowFar(RefusedFamily):
     """`AnyFlowFARTransformer3DModel` of diffusers."""
 
-    code = "HF-CACHE-FORM"
+    code = "HF-CACHE-PARTS"
     found = (
         "AnyFlow-FAR: keys and values of a layer share two tensors, one for newer chunks and one for older chunks at "
         "fewer tokens a frame, and after every chunk a pass over the whole video writes both anew under a block mask"
