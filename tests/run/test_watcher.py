@@ -76,6 +76,7 @@ class Wrapper(nn.Module):
         return self.model(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_model_is_prepared_in_front_of_its_first_pass(watch, eager):
     record, model = watch(), wan()
     assert (first_pass(model) - eager).abs().max() < 1e-5
@@ -93,6 +94,7 @@ def test_a_model_is_prepared_in_front_of_its_first_pass(watch, eager):
     assert [seen.launches for seen in record.models] == [2, 2]
 
 
+@pytest.mark.slow
 def test_what_the_script_wrapped_compiled_and_calls_from_two_threads(watch, eager):
     compiled = torch.compile(wan(), backend="eager")
     record, wrapper, results, failures = watch(), Wrapper(compiled), [], []
@@ -118,6 +120,7 @@ def test_what_the_script_wrapped_compiled_and_calls_from_two_threads(watch, eage
     assert list(record.called) == ["Wrapper"]
 
 
+@pytest.mark.slow
 def test_view_mode(watch, eager):
     record, model = watch("view"), wan()
     assert (first_pass(model) - eager).abs().max() < 1e-5
