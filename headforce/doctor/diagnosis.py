@@ -47,6 +47,11 @@ class SiteVerdict:
         """True if a policy can act on it."""
         return self.verdict in (OWNED, VIEW)
 
+    @property
+    def counts(self) -> bool:
+        """True if it is refused although it has a history, in any pass that was seen."""
+        return self.verdict == REFUSED and (self.code != "HF-NOHISTORY" or bool(self.cache))
+
 
 @dataclass(frozen=True)
 class BreakVerdict:
@@ -99,8 +104,7 @@ class Diagnosis:
     def ok(self) -> bool:
         """True if there is self-attention with a history, and all of it can be rewritten."""
         ran = not self.bare.error or (self.prepared is not None and not self.prepared.error)
-        refused = any(site.verdict == REFUSED and site.code != "HF-NOHISTORY" for site in self.sites)
-        return ran and not refused and any(site.rewritable for site in self.sites)
+        return ran and not any(site.counts for site in self.sites) and any(site.rewritable for site in self.sites)
 
     @property
     def summary(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..errors import HeadforceError
@@ -24,14 +25,21 @@ def site_verdicts(final: Watched, bare: Watched, known: Known, works: Adapter | 
     verdicts: dict[tuple[str, str], SiteVerdict] = {}
     for facts in final.sites:
         new = _verdict(facts, bare, refusal, works)
-        old = verdicts.get((new.name, new.where))
-        if old is None or _weight(new) >= _weight(old):
-            verdicts[new.name, new.where] = new
+        key = (new.name, new.where)
+        verdicts[key] = _worse(verdicts[key], new) if key in verdicts else new
     return tuple(verdicts.values())
 
 
-def _weight(site: SiteVerdict) -> tuple[int, int]:
-    return _ORDER.index(site.verdict), len(site.cache)  # an eviction is told behind the rest
+def _worse(old: SiteVerdict, new: SiteVerdict) -> SiteVerdict:
+    """The worse verdict on a site, with what was recognised in the other pass where this one shows nothing."""
+    worse, other = (new, old) if _weight(new) >= _weight(old) else (old, new)
+    words = {name: getattr(worse, name) or getattr(other, name) for name in ("query", "cache", "rope")}
+    return replace(worse, **words)
+
+
+def _weight(site: SiteVerdict) -> tuple[int, bool, int]:
+    # A pass without a past may be the first one; an eviction is told behind the rest.
+    return _ORDER.index(site.verdict), site.code != "HF-NOHISTORY", len(site.cache)
 
 
 def _verdict(facts: SiteFacts, bare: Watched, refusal: HeadforceError | None, works: Adapter | None) -> SiteVerdict:
@@ -60,7 +68,8 @@ def _bare(facts: SiteFacts, bare: Watched) -> str:
     here = [site for site in bare.sites if site.where == facts.where and site.verdict != EXCLUDED]
     seen = [site for site in here if site.name == facts.name] or here
     codes = [site.code or _coded(site.not_viewed)["code"] for site in seen]
-    return next(filter(None, codes), VIEW if seen else "")
+    refused = sorted(filter(None, codes), key=lambda code: code == "HF-NOHISTORY")
+    return refused[0] if refused else VIEW if seen else ""
 
 
 def _coded(refusal: str) -> dict[str, str]:

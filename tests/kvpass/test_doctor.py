@@ -23,9 +23,12 @@ from headforce.cli import main
 from headforce.doctor.diagnosis import Diagnosis
 from headforce.doctor.examine import examine
 from headforce.doctor.page import page
+from headforce.doctor.verdicts import site_verdicts
+from headforce.doctor.watch import Known, Watched
 from headforce.kvpass.capture import Adapter
 from headforce.kvpass.capture.adapter import _ADAPTERS
 from headforce.kvpass.capture.boxes import BoxedDictCache
+from headforce.kvpass.explanation import SiteFacts
 from headforce.policy import Policy, parse_rule
 from headforce.testing import zoo
 from headforce.whole_file import write_whole
@@ -270,6 +273,33 @@ def test_layers_that_are_alike_are_one_line(known: Diagnosis) -> None:
         ("blocks.0.self ... blocks.2.self (3)", "owned"),
         ("blocks.0.cross ... blocks.2.cross (3)", "excluded"),
     ]
+
+
+FOUND = SiteFacts(0, "layer", "a.py:1", "found", query="2 heads", cache="in place", rope="complex")
+EVICTS = dataclasses.replace(FOUND, cache="in place; evicts")
+FIRST = SiteFacts(0, "layer", "a.py:1", "excluded", "HF-FIRST", "no rows")
+NO_PAST = SiteFacts(0, "layer", "a.py:1", "refused", "HF-NOHISTORY", "no past")
+FORM = SiteFacts(0, "layer", "a.py:1", "refused", "HF-CACHE-FORM", "a ring")
+
+
+@pytest.mark.parametrize(
+    ("passes", "verdict", "code", "cache", "counts"),
+    [
+        ([FOUND, EVICTS, FOUND], "owned", "", "in place; evicts", False),
+        ([FIRST, FOUND], "owned", "", "in place", False),
+        ([FOUND, dataclasses.replace(FOUND, not_owned="[HF-OWNED] found cat")], "view", "HF-OWNED", "in place", False),
+        ([FOUND, dataclasses.replace(FOUND, not_viewed="[HF-MASK] found m")], "refused", "HF-MASK", "in place", True),
+        ([NO_PAST], "refused", "HF-NOHISTORY", "", False),
+        ([NO_PAST, FOUND], "refused", "HF-NOHISTORY", "in place", True),
+        ([FORM, NO_PAST], "refused", "HF-CACHE-FORM", "", True),
+    ],
+)
+def test_the_worst_pass_counts(passes: list[SiteFacts], verdict: str, code: str, cache: str, counts: bool) -> None:
+    run = Watched(sites=passes)
+    (site,) = site_verdicts(run, run, Known(nn.Identity(), IndexedAdapter(), None), IndexedAdapter())
+    assert (site.verdict, site.code, site.cache, site.counts) == (verdict, code, cache, counts)
+    if verdict == "refused":
+        assert site.bare == code
 
 
 def test_a_pipeline_and_a_function_that_runs_it(family: None) -> None:
