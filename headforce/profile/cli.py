@@ -80,7 +80,8 @@ def profile(
         click.echo(json.dumps(report))
         return
     heads = ", ".join(f"{count} {name}" for name, count in report["counts"].items())
-    click.echo(f"{method}: {heads}; all videos agree on {report['unanimous']:.0%} of the heads")
+    agreed = f"; all videos agree on {report['unanimous']:.0%} of the heads" if len(report["videos"]) > 1 else ""
+    click.echo(f"{method}: {heads}{agreed}")
     if report["budget"] is not None:
         kept, share = report["budget"]["kept"], report["budget"]["share"]
         click.echo(f"budget: {share:.1%} of the bytes keep {kept:.1%} of the attention")

@@ -60,7 +60,7 @@ def _trust(report: Mapping[str, Any]) -> str:
         "chunk": "other chunks of the same video",
         "video": "other rows of the batch",
     }
-    rows = [("all videos agree on a head", report["unanimous"])]
+    rows = [("all videos agree on a head", report["unanimous"])] if len(report["videos"]) > 1 else []
     rows += [(f"same label in {said.get(key, key)}", share) for key, share in report["stability"].items()]
     rows += [(f"same label by chance: {name}", control["same"]) for name, control in report["controls"].items()]
     return _table(("", "share of heads"), ((name, _share(value)) for name, value in rows))

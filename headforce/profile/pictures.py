@@ -46,7 +46,7 @@ def heads(profile: Profile, path: Path) -> bool:
             grid[:, max(0, passed.chunk.start - frame)] += column / len(passes)
     figure, axes = _figure((9, min(16.0, 2.0 + 0.05 * len(grid))))
     image = axes.imshow(np.log10(np.maximum(grid, 1e-4)), aspect="auto", cmap="magma", interpolation="nearest", vmax=0)
-    ticks = np.unique(np.linspace(0, furthest, min(furthest + 1, 12)).astype(int))
+    ticks = range(0, furthest + 1, -(-(furthest + 1) // 12))
     axes.set_xticks(ticks, ["chunk" if tick == 0 else str(tick) for tick in ticks])
     every = max(1, profile.model.layers // 16)
     starts = [layer * profile.model.heads for layer in range(0, profile.model.layers, every)]

@@ -25,6 +25,7 @@ class Progress:
             disable=silent,
         )
         self._passes = 0
+        self._over = False
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -39,12 +40,14 @@ class Progress:
         self._running = self._bars.add_task("passes", total=None)
 
     def advance(self) -> None:
-        """One pass of the model is done."""
+        """A pass of the model begins."""
+        if self._over:
+            self._bars.reset(self._running, total=self._passes)
+            self._passes, self._over = 0, False
         self._passes += 1
         self._bars.advance(self._running)
 
     def finished(self) -> None:
         """One video is done; the next is taken to be as long."""
         self._bars.advance(self._videos)
-        self._bars.reset(self._running, total=self._passes)
-        self._passes = 0
+        self._over = True
