@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from headforce.errors import HeadforceError
+from headforce.kernels.budget import Budget, limit
 from headforce.kernels.config import Config
 from headforce.kernels.reference import ragged_attention
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
@@ -118,9 +119,7 @@ def test_rows_of_the_models_own_cache(dtype, kv_heads, style):
     query, key, value = (t.to(dtype) for t in (operands.query, operands.key, operands.value))
     out, _ = attention(query, key, value, *tables, operands.theta, 1, style, 0.4, config=SMALL)
     plain = ragged_attention(query, key, value, *tables, operands.theta, 1, style, 0.4)
-    error = (out.double() - exact).abs().max()
-    rounding = torch.finfo(dtype).eps + 16 * torch.finfo(torch.float32).eps
-    assert error <= 2 * (plain.double() - exact).abs().max() + rounding * exact.abs().max()
+    assert Budget(exact, limit(exact, plain)).holds(out)
 
 
 def test_a_cache_of_another_dtype():
