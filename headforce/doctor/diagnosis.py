@@ -110,12 +110,12 @@ class Diagnosis:
     def summary(self) -> str:
         """The answer in one sentence."""
         can = [site for site in self.sites if site.rewritable]
-        asked = len(can) + sum(site.verdict == REFUSED for site in self.sites)
-        how = "owned after headforce.prepare" if all(site.verdict == OWNED for site in can) else "view mode"
+        asked = len(can) + sum(site.counts for site in self.sites)
         if not asked:
-            return "no self-attention was seen"
+            return "no self-attention with a history was seen"
         if not can:
             return f"0 of {asked} self-attention sites can be rewritten"
+        how = "owned after headforce.prepare" if all(site.verdict == OWNED for site in can) else "view mode"
         return f"{len(can)} of {asked} self-attention sites can be rewritten: {how}"
 
     @property

@@ -68,8 +68,8 @@ def _bare(facts: SiteFacts, bare: Watched) -> str:
     here = [site for site in bare.sites if site.where == facts.where and site.verdict != EXCLUDED]
     seen = [site for site in here if site.name == facts.name] or here
     codes = [site.code or _coded(site.not_viewed)["code"] for site in seen]
-    refused = sorted(filter(None, codes), key=lambda code: code == "HF-NOHISTORY")
-    return refused[0] if refused else VIEW if seen else ""
+    refused = sorted(filter(None, codes), key=lambda code: code != "HF-NOHISTORY")
+    return refused[-1] if refused else VIEW if seen else ""
 
 
 def _coded(refusal: str) -> dict[str, str]:

@@ -229,6 +229,7 @@ def test_attention_without_a_past_is_nothing_to_rewrite() -> None:
     seen = examine(layer_call(zoo.SelfAttention(protocol=lambda k, v, cache, start: (k, v))))
     assert ([site.code for site in seen.sites], seen.ok, seen.kv_bytes) == (["HF-NOHISTORY"], False, None)
     assert "does not count against the model" in seen.notes[-1]
+    assert seen.summary == "no self-attention with a history was seen"
 
 
 def test_a_model_that_fails() -> None:
@@ -291,6 +292,7 @@ FORM = SiteFacts(0, "layer", "a.py:1", "refused", "HF-CACHE-FORM", "a ring")
         ([FOUND, dataclasses.replace(FOUND, not_viewed="[HF-MASK] found m")], "refused", "HF-MASK", "in place", True),
         ([NO_PAST], "refused", "HF-NOHISTORY", "", False),
         ([NO_PAST, FOUND], "refused", "HF-NOHISTORY", "in place", True),
+        ([dataclasses.replace(FORM, code="HF-MASK"), FORM], "refused", "HF-CACHE-FORM", "", True),
         ([FORM, NO_PAST], "refused", "HF-CACHE-FORM", "", True),
     ],
 )
