@@ -34,23 +34,23 @@ def policy(folder, rule):
 def test_run(tmp_path):
     """The model's own exit code comes back although everything was rewritten, and the report says what was."""
     chosen = policy(tmp_path, "window(1)")
-    script = ["python", SCRIPT, "--out", "made", "--exit", "3"]
+    script = ["python", SCRIPT, "--out", "made", "--chunks", "1", "--exit", "3"]
     done = headforce("run", *chosen, "--seed", 5, "--report", "report.json", "--", *script, folder=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert done.stdout == "made (1, 4, 6, 8, 12)\n"
-    assert np.load(tmp_path / "made" / "video.npy").shape == (1, 4, 6, 8, 12)
+    assert done.stdout == "made (1, 4, 3, 8, 12)\n"
+    assert np.load(tmp_path / "made" / "video.npy").shape == (1, 4, 3, 8, 12)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["version"], report["exit_code"], report["mode"]) == (1, 3, "owned")
     (process,) = report["processes"]
     (model,) = process["models"]
-    assert process["argv"] == [SCRIPT, "--out", "made", "--exit", "3"]
+    assert process["argv"] == script[1:]
     assert process["breaks"] == model["sites"]["refused"] == model["misses"] == 0
     assert model["name"] == "CausalWan"
-    assert model["passes"] == model["launches"] == 4
+    assert model["passes"] == model["launches"] == 2
     assert model["sites"]["rewritten"] == model["graphs"] > 0
-    assert model["videos"] == [[3, 3]]
+    assert model["videos"] == [[3]]
     assert model["held"] == model["dense"] * 4 // 6  # a frame of history and a chunk, of a window of six frames
-    assert "4 launches in 4 passes" in done.stderr
+    assert "2 launches in 2 passes" in done.stderr
     assert f"{model['graphs']} rewritten, 0 refused" in done.stderr
     assert "(67%)" in done.stderr
 

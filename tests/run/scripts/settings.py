@@ -1,3 +1,3 @@
 """Found by the script beside it, as Python finds it."""
 
-CHUNKS = [3, 3]
+CHUNK = 3
