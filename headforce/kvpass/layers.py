@@ -86,6 +86,13 @@ class Layer:
         """The rows evicted since the stream began; HF-CLOCK unless cache and RoPE stand at one and the same frame."""
         before = facts.start * facts.rows - facts.first_row - facts.evicted if self.evicted is None else self.evicted
         evicted = 0 if facts.start == 0 else before + facts.evicted
+        if evicted and before and self.sink is not None and facts.sink not in (None, self.sink):
+            raise HeadforceError(
+                "HF-CLOCK",
+                site=f"layer {self.number}",
+                found=f"a roll behind {facts.sink} rows of a cache that rolled behind {self.sink} rows before",
+                needed="one sink for all evictions, whose rows are those of the first frames",
+            )
         if facts.first_row + evicted != facts.start * facts.rows or evicted < 0:
             raise HeadforceError(
                 "HF-CLOCK",

@@ -92,6 +92,16 @@ def test_a_rewrite_that_needs_forgotten_frames_is_refused() -> None:
             outputs(compiled, model.config, passes)
 
 
+def test_a_sink_that_grows_while_the_cache_evicts_is_refused() -> None:
+    """Its new rows are not those of the first frames (a chunk of a scene cut, pinned behind the sink)."""
+    layer = Layer(None, 0)
+    for start, first_row, evicted, sink in ((0, 0, 0, None), (3, 72, 0, None), (6, 72, 72, 24), (9, 72, 72, 24)):
+        facts = PassFacts(start, 3, 24, first_row, 144, ((0, first_row + 72),), evicted=evicted, sink=sink)
+        layer.ran(facts, layer.rows_evicted(facts))
+    with pytest.raises(HeadforceError, match=r"HF-CLOCK.*behind 48 rows.*behind 24 rows"):
+        layer.rows_evicted(PassFacts(12, 3, 24, 72, 144, ((0, 144),), evicted=72, sink=48))
+
+
 @pytest.mark.parametrize(
     ("start", "first_row"), [(0, 72), (3, 0), (6, 72)], ids=["pinned query", "pinned write", "ahead"]
 )

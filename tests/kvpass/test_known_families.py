@@ -7,7 +7,7 @@ from torch import nn
 import headforce
 from headforce import HeadforceError
 from headforce.kvpass.capture import find_adapter
-from headforce.policy import Policy
+from headforce.policy import Policy, parse_rule
 from headforce.testing import zoo
 
 
@@ -48,10 +48,47 @@ def test_a_family_is_refused_by_name(attributes, family, mode):
 
 
 @pytest.mark.parametrize(
-    ("attributes", "name"), [(WINDOW, "self-forcing"), ({**WINDOW, "fuse_projections": None}, "krea")]
+    ("attributes", "name"),
+    [
+        (WINDOW, "self-forcing"),
+        ({**WINDOW, "fuse_projections": None}, "krea"),
+        ({**WINDOW, "global_sink_size": 0}, "longlive-2"),
+    ],
 )
 def test_a_family_that_looks_like_another_is_told_apart(attributes, name):
     assert find_adapter(model_with(**attributes)).name == name
+
+
+class Calls(nn.Module):
+    """A model of LongLive 2 as far as its calls go."""
+
+    def __init__(self, relative: bool = False) -> None:
+        super().__init__()
+        self.blocks = model_with(**WINDOW, global_sink_size=0).blocks
+        self.use_relative_rope = relative
+
+    def _forward_inference(self, x, kv_cache=None):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("relative", "quantized", "code"), [(True, False, "HF-CLOCK"), (False, True, "HF-CACHE-FORM")])
+def test_settings_that_are_not_taken_are_refused_when_a_pass_has_them(relative, quantized, code):
+    model = Calls(relative)
+    cache = {"k": torch.zeros(1), "v": torch.zeros(1), "quantized": quantized}
+    with pytest.raises(HeadforceError) as raised:
+        find_adapter(model).caches(model, (torch.zeros(1), [cache]), {})
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("read", "held", "sink", "rule"),
+    [(6, 6, 2, "sink(2) | span(4)"), (4, 6, 1, "sink(1) | span(3)"), (6, 6, 0, "span(6)"), (4, 6, 0, "span(4)")],
+)
+def test_a_sink_is_read_in_front_of_a_window_that_left_it_behind(read, held, sink, rule):
+    model = Calls()
+    attention = model.blocks[0].self_attn
+    attention.max_attention_size, attention.sink_size = read * 24, sink
+    assert find_adapter(model).native(model, held * 24, 24) == parse_rule(rule)
 
 
 def broken(k, v, cache, start):
@@ -69,4 +106,4 @@ def test_a_refusal_of_a_model_that_was_not_prepared_names_prepare():
     x, start = next(zoo.inputs(1))
     with torch.no_grad(), pytest.raises(HeadforceError, match=r"headforce\.prepare") as raised:
         compiled(x, layer.new_cache(), start)
-    assert raised.value.code == "HF-CACHE-UNREAD"
+    assert raised.value.code in ("HF-CACHE-UNREAD", "HF-OPAQUE")

@@ -9,6 +9,7 @@ import torch
 
 from headforce.kvpass.capture.boxes import BoxedDictCache, IndexBox
 from headforce.kvpass.capture.grid import MATH, Grid
+from headforce.kvpass.capture.krea import NumberedDictCache
 from headforce.kvpass.capture.patches import patched
 
 
@@ -34,8 +35,18 @@ def test_index_boxes_replace_tensors_and_give_them_back() -> None:
     cache["local_end_index"] = torch.tensor([0])  # a pipeline that starts anew
     BoxedDictCache(cache, adopted=True)
     assert isinstance(cache["local_end_index"], IndexBox)
+    assert cache["global_end_index"].sub_(2).item() == 5
     layer.give_back(torch.zeros(1), torch.zeros(1))
-    assert torch.equal(cache["global_end_index"], torch.tensor([7]))
+    assert torch.equal(cache["global_end_index"], torch.tensor([5]))
+    assert IndexBox(3).zero_().item() == 0
+
+
+def test_indices_of_the_int_kind_stay_ints() -> None:
+    """A pipeline may put tensors there for the next video (Krea)."""
+    cache = {"k": torch.zeros(1), "v": torch.zeros(1), "global_end_index": torch.tensor([0]), "local_end_index": 4}
+    assert NumberedDictCache(cache).is_empty()
+    assert (cache["global_end_index"], cache["local_end_index"]) == (0, 4)
+    assert type(cache["global_end_index"]) is int
 
 
 def test_patches_are_counted() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .checkout import Checkout
 from .krea import krea
+from .longlive_2 import longlive_2
 from .run import (
     TOKENS,
     WAN_STAND_INS,
@@ -127,5 +128,6 @@ FAMILIES = {
         ),
         Family("reward-forcing", "https://github.com/JaydenLyh/Reward-Forcing", reward_forcing, 4, "HF-CLOCK"),
         Family("longlive-1", "https://github.com/NVlabs/LongLive (branch v1.0)", longlive, 5),
+        Family("longlive-2", "https://github.com/NVlabs/LongLive", longlive_2, 5),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +25,17 @@ class IndexBox:
         self.value = value
         return self
 
+    def zero_(self) -> IndexBox:
+        return self.fill_(0)
+
+    def sub_(self, value: int) -> IndexBox:
+        return self.fill_(self.value - value)
+
 
 class BoxedDictCache(DictCache):
     """A layer's dict whose indices are tensors of one element."""
+
+    indices: ClassVar[tuple[str, ...]] = INDICES
 
     def __init__(self, cache: dict[str, Any], *, adopted: bool) -> None:
         super().__init__(cache)
@@ -36,7 +44,7 @@ class BoxedDictCache(DictCache):
 
     def _box(self) -> None:
         # A pipeline that starts another video puts new tensors here, so this is looked at before every call.
-        for name in INDICES:
+        for name in self.indices:
             if isinstance(self.cache[name], Tensor):
                 self.cache[name] = IndexBox(int(self.cache[name].item()))
 
@@ -46,7 +54,7 @@ class BoxedDictCache(DictCache):
 
     def give_back(self, k: Tensor, v: Tensor) -> None:
         super().give_back(k, v)
-        for name in INDICES:
+        for name in self.indices:
             if isinstance(self.cache[name], IndexBox):
                 self.cache[name] = torch.tensor([self.cache[name].value], dtype=torch.long, device=k.device)
 

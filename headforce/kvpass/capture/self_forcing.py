@@ -16,7 +16,8 @@ class SelfForcingAdapter(WanAdapter):
     """`CausalWanModel` of Self-Forcing (github.com/guandeh17/Self-Forcing), unmodified."""
 
     def knows(self, model: nn.Module, attention: nn.Module) -> bool:
-        relatives = ("fuse_projections", "compression_alpha")  # of Krea and of Reward Forcing
+        # Those that only Krea, Reward Forcing and LongLive 2 have.
+        relatives = ("fuse_projections", "compression_alpha", "global_sink_size")
         its_own = hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size")
         return its_own and not any(hasattr(attention, name) for name in relatives)
 
