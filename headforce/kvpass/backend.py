@@ -18,10 +18,10 @@ from torch.fx import GraphModule
 from ..errors import HeadforceError
 from .eligible import viewable
 from .find import find_sites
-from .graph_view import GraphView
 from .inner import compile_inner
 from .layers import PLAIN, VIEW, variant_of
 from .notes import Notes
+from .ops import live_nodes
 from .options import Options, read_options
 from .report import Report
 from .session import Session, active_session, recording_refusals
@@ -71,7 +71,7 @@ def headforce_backend(
 
 def _erase_dead(module: GraphModule) -> None:
     """Erases what nothing depends on; a cache that only such nodes read is read by nobody."""
-    live = GraphView(module).live
+    live = live_nodes(module.graph)
     for node in reversed(list(module.graph.nodes)):
         if node not in live:
             module.graph.erase_node(node)

@@ -54,13 +54,9 @@ class Cursor:
         return replace(self, node=node, axes=axes, casts=casts, passed=(*self.passed, self.node))
 
     def lossless(self, view: GraphView) -> bool:
-        """Whether every cast on the way keeps all values (bf16 to fp32 does, fp64 to bf16 does not)."""
+        """Whether every cast on the way keeps all values (bf16 to fp32 and back does, fp64 to bf16 does not)."""
         dtype = view.dtype(self.node)
-        for cast in self.casts:
-            if dtype is None or torch.promote_types(dtype, cast) != cast:
-                return False
-            dtype = cast
-        return True
+        return not self.casts or (dtype is not None and all(torch.promote_types(dtype, c) == c for c in self.casts))
 
     def one_cast(self, view: GraphView) -> bool:
         """Whether all casts on the way amount to one cast to the last dtype (bf16 to fp32 to bf16 does)."""
@@ -142,9 +138,9 @@ def settle(cursor: Cursor, view: GraphView, *, factors: bool = False) -> Cursor:
     """
     best = cursor
     for step in walk(cursor, view, factors=factors):
-        if not step.lossless(view) or (step is not cursor and view.written_after(step.node)):
+        if step is not cursor and view.written_after(step.node):
             break
-        if step.layout is not None and all(a.stride == 1 for dim in step.axes for a in dim):
+        if step.lossless(view) and step.layout is not None and all(a.stride == 1 for dim in step.axes for a in dim):
             best = step
     return best
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import sympy
 from torch.fx import Node
 
-from .axes import Atom, Dim, single
+from .axes import Atom, Dim, label_dims, single
 from .graph_view import GraphView
-from .normal_form import Cursor, settle, step_back, walk
+from .normal_form import CASTS, COPIES, Cursor, settle, step_back, walk
 from .ops import argument, op_name, sequence_argument, tensor_argument
 from .selection import select
 
@@ -84,22 +84,39 @@ def _strided_writes(view: GraphView, cursor: Cursor) -> tuple[str, Cursor, Curso
     return ("interleaved", *lanes)
 
 
-def terms_of(node: Node, sign: int = 1) -> list[Term] | None:
-    """A sum of products as signed products; None if it is not one."""
+def terms_of(view: GraphView, node: Node, sign: int = 1) -> list[Term] | None:
+    """A sum of products as signed products, copies and lossless casts looked through; None if it is not one."""
+    node = bare(view, node)
     name = op_name(node)
     if name in ("add", "sub") and not node.kwargs and all(isinstance(a, Node) for a in node.args):
-        left, right = terms_of(node.args[0], sign), terms_of(node.args[1], -sign if name == "sub" else sign)
+        left = terms_of(view, node.args[0], sign)
+        right = terms_of(view, node.args[1], -sign if name == "sub" else sign)
         return None if left is None or right is None else left + right
     if name == "neg":
-        return terms_of(tensor_argument(node), -sign)
+        return terms_of(view, tensor_argument(node), -sign)
     if name == "mul" and len(node.args) == 2:
         if all(isinstance(a, Node) for a in node.args):
-            signs = [op_name(a) == "neg" for a in node.args]
-            factors = tuple(tensor_argument(a) if s else a for a, s in zip(node.args, signs, strict=True))
-            return [(-sign if sum(signs) % 2 else sign, factors)]
+            factors = [bare(view, a) for a in node.args]
+            signs = [op_name(a) == "neg" for a in factors]
+            factors = [tensor_argument(a) if s else a for a, s in zip(factors, signs, strict=True)]
+            return [(-sign if sum(signs) % 2 else sign, tuple(factors))]
         if -1 in node.args:
-            return terms_of(next(a for a in node.args if isinstance(a, Node)), -sign)
+            return terms_of(view, next(a for a in node.args if isinstance(a, Node)), -sign)
     return [(sign, (node,))]
+
+
+def bare(view: GraphView, node: Node) -> Node:
+    """The node of which a node is a copy, or a cast that keeps all values and the dtype in the end."""
+    shape, dtype = view.shape(node), view.dtype(node)
+    best = node
+    if shape is None:
+        return node
+    for step in walk(Cursor(node, label_dims([str(i) for i in range(len(shape))], shape)), view):
+        if any(op_name(passed) not in COPIES | CASTS for passed in step.passed):
+            break
+        if step.lossless(view) and view.dtype(step.node) == dtype:
+            best = step.node
+    return best
 
 
 def lane_of(view: GraphView, cursor: Cursor, node: Node, kind: str, lane: int) -> Cursor | None:

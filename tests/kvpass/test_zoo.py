@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from headforce.testing import zoo
+from headforce.testing.graphs import SAME
 from headforce.testing.recording import Recorder
 
 
@@ -110,29 +111,6 @@ def test_keys_rotated_when_read(rope, protocol, dynamic):
     held = [5, 5, 5] if protocol == "cat_window" else [0, 2, 4]
     reads = [min(4, h + 2) - 2 for h in held] if protocol == "cat_window" else held
     assert [call["start"] for call in recorder.calls] == reads
-
-
-SAME = {
-    "transpose twice": lambda x: x.transpose(1, 2).transpose(2, 1),
-    "permute and back": lambda x: torch.permute(x, (0, 2, 3, 1)).permute(0, 3, 1, 2),
-    "movedim": lambda x: x.movedim(1, 2).swapaxes(1, 2),
-    "mT": lambda x: x.mT.transpose(-1, -2),
-    "clone": lambda x: x.clone(),
-    "contiguous": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "wider and back": lambda x: x.double().to(x.dtype),
-    "type_as": lambda x: x.type_as(x).type(x.dtype),
-    "flatten": lambda x: x.flatten(2).unflatten(-1, x.shape[2:]),
-    "reshape": lambda x: x.reshape(-1, x.shape[-1]).view(x.shape),
-    "heads split": lambda x: x.view(*x.shape[:2], 2, -1, x.shape[3]).flatten(2, 3),
-    "unsqueeze": lambda x: x[:, None].squeeze(1)[..., None].squeeze(-1),
-    "index none": lambda x: x[None][0],
-    "full slices": lambda x: x[:, : x.shape[1]][..., 0:],
-    "narrow": lambda x: x.narrow(1, 0, x.shape[1]),
-    "dropout off": lambda x: torch.nn.functional.dropout(x, 0.3, training=False),
-    "expand": lambda x: x.expand(-1, -1, -1, -1).expand_as(x),
-    "cat of one": lambda x: torch.cat([x, x[:, x.shape[1] :]], dim=1),
-    "stack of one": lambda x: torch.stack([x]).squeeze(0),
-}
 
 
 def everything(x):

@@ -9,8 +9,6 @@ after all forms that can be taken. Counter-example: parts of one input (`append_
 
 from __future__ import annotations
 
-from torch.fx import Node
-
 from ..buffer import reading
 from ..graph_view import GraphView
 from .base import AttentionCall, CacheMatch, Refused, recognizer
@@ -18,13 +16,11 @@ from .base import AttentionCall, CacheMatch, Refused, recognizer
 
 @recognizer("cache", order=90)
 def cache_parts(view: GraphView, call: AttentionCall) -> CacheMatch | None:
-    """Refuse K or V that joins several graph inputs, or one with new rows in a way that is not known."""
+    """Refuse K or V that joins several graph inputs."""
     for operand in (call.k, call.v):
-        inputs: list[Node] = []
-        for part in reading(view, operand, factors=True).parts:
-            if part.node.op == "placeholder" and part.node not in inputs:
-                inputs.append(part.node)
-        if inputs and len(reading(view, operand, factors=True).parts) > 1:
+        parts = reading(view, operand, factors=True).parts
+        inputs = dict.fromkeys(part.node for part in parts if part.node.op == "placeholder")
+        if len(inputs) > 1:
             raise Refused(
                 "HF-CACHE-PARTS",
                 f"a past joined from {', '.join(node.name for node in inputs)}",

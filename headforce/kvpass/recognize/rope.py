@@ -90,11 +90,13 @@ def _lanes(view: GraphView, cursor: Cursor) -> Rotation | None:
     if joined is None:
         return None
     kind, first, second = joined[0], *(list(walk(lane, view))[-1] for lane in joined[1:])
-    one, two = terms_of(first.node), terms_of(second.node)
+    one, two = terms_of(view, first.node), terms_of(view, second.node)
     if one is None or two is None or sorted(s for s, _ in one) != [-1, 1] or [s for s, _ in two] != [1, 1]:
         return None
     (plus,) = (f for s, f in one if s > 0)
     (minus,) = (f for s, f in one if s < 0)
+    if any(len(factors) != 2 for factors in (plus, minus, *(factors for _, factors in two))):
+        return None
     for a, cos in (plus, plus[::-1]):
         for b, sin in (minus, minus[::-1]):
             x = lane_of(view, first, a, kind, 0)
@@ -127,8 +129,8 @@ def _second(
 
 def _whole_vector(view: GraphView, cursor: Cursor) -> Rotation | None:
     """`x * cos + rotate(x) * sin`."""
-    terms = terms_of(cursor.node) if op_name(cursor.node) == "add" else None
-    if terms is None or [s for s, _ in terms] != [1, 1]:
+    terms = terms_of(view, cursor.node) if op_name(cursor.node) == "add" else None
+    if terms is None or [(s, len(factors)) for s, factors in terms] != [(1, 2), (1, 2)]:
         return None
     for (_, left), (_, right) in (terms, terms[::-1]):
         for x, cos in (left, left[::-1]):
@@ -152,7 +154,7 @@ def _turned(view: GraphView, cursor: Cursor) -> tuple[str, Cursor] | None:
         if joined is None:
             continue
         kind, first, second = joined
-        terms = terms_of(first.node)
+        terms = terms_of(view, first.node)
         if terms is None or len(terms) != 1 or terms[0][0] != -1 or len(terms[0][1]) != 1:
             return None
         x, y = lane_of(view, second, second.node, kind, 0), lane_of(view, first, terms[0][1][0], kind, 1)
