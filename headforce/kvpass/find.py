@@ -72,7 +72,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         raise Refused("HF-MASK", found, "no mask, or one that is built from constants in the graph")
     match, rotated = _cache(view, call) if filled is None else (filled, None)
     if filled is not None:
-        call = replace(call, q=unpadded(view, call.q))
+        call = replace(call, **{name: unpadded(view, getattr(call, name)) for name in ("q", "k", "v")})
     query = settle(call.q, view, factors=True)
     call = replace(call, scale=call.scale * query.factor)
     new_key, new_value = settle(match.new_key, view), settle(match.new_value, view)

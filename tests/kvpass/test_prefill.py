@@ -52,6 +52,7 @@ def test_a_pass_that_reads_no_cache_is_a_prefill(core):
     assert (site.cache.kind, site.mask.kind) == (PREFILL, "kept")
     assert only.inputs[site.cache.k_input.name].endswith("['k']")
     assert len(site.cache.write_nodes) == 2
+    assert (site.key.node, site.value.node) == (site.new_key.node, site.new_value.node)
     assert site.rope.query_start == site.rope.key_start == 0
     assert site.rope.tokens_per_frame == TOKENS
 
