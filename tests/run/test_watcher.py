@@ -14,9 +14,10 @@ from examples.causal_wan import TINY, CausalWan, Rollout, init_random
 from headforce import HeadforceError, prepare
 from headforce.kvpass.session import session_of
 from headforce.policy import Chunk
+from headforce.run.family import made_by_torch
 from headforce.run.record import ModelRecord, ProcessRecord
 from headforce.run.settings import RunSettings
-from headforce.run.watcher import Watcher, made_by_torch
+from headforce.run.watcher import Watcher
 
 CONFIG = replace(TINY, num_layers=1)
 NATIVE = "headforce: 1\nclasses: {a: native()}\ndefault: a\n"
