@@ -135,7 +135,7 @@ def _new_folder() -> Path | None:
 def _say(plan: ChunkPlan) -> None:
     """Logs a plan once, however many graphs the passes of its chunk run in."""
     global _said
-    if _said is None or _said() is not plan:
+    if logs.PLAN.isEnabledFor(logging.INFO) and (_said is None or _said() is not plan):
         _said = weakref.ref(plan)
         logs.PLAN.info(_told(plan))
         logs.PLAN.debug("%s", plan_json(plan))

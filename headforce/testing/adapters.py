@@ -43,6 +43,7 @@ def check_adapter(name: str, model: nn.Module, play: Play, *, tolerance: float =
         eager = list(play(model))
         assert len(eager) > 1, "play() makes one video only, and never starts again"
         _same(play(model), eager, 0, "play() does not give the same twice")
+        torch._dynamo.reset()
         torch.compile(model, backend="eager")  # which leaves a mark of its own
         before = _state(model)
         compiled = _compiled(model, play, NATIVE, name)
@@ -56,7 +57,6 @@ def check_adapter(name: str, model: nn.Module, play: Play, *, tolerance: float =
 
 def _compiled(model: nn.Module, play: Play, policy: Policy, name: str) -> list[Tensor]:
     """What the prepared and compiled model makes; its attention was rewritten, and its cache did evict."""
-    torch._dynamo.reset()
     with prepare(model, policy, canonical_order=True, verify="plan") as session:
         assert session.adapter.name == name
         made = list(play(torch.compile(model, backend="headforce", options={"inner": "eager"})))

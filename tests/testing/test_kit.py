@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from examples.own_model import TwoBlocks, TwoBlocksAdapter, play
 from headforce.errors import HeadforceError
 from headforce.kernels import reference
 from headforce.kernels.rotation import INTERLEAVED
@@ -24,10 +25,7 @@ from headforce.testing import (
     zoo,
 )
 from tests.kernels.chunks import chunk
-from tests.kvpass.conftest import clean_compiler, videos, wan  # noqa: F401
-
-LENGTHS = ([3] * 2, [3] * 4)
-
+from tests.kvpass.conftest import clean_compiler, wan  # noqa: F401
 
 # --- assertions -------------------------------------------------------------------------------------------------
 
@@ -54,44 +52,30 @@ def test_a_report_without_a_rewrite_does_not_pass():
 # --- adapters ---------------------------------------------------------------------------------------------------
 
 
-def play(model):
-    return videos(model, CONFIG, LENGTHS)
-
-
-CONFIG = wan().config
-
-
-def test_the_adapter_of_the_example():
-    check_adapter("dict-cache", wan(sink_size=1), play)
-
-
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (lambda model: videos(model, CONFIG, LENGTHS[:1]), "one video only"),
+        (lambda model: play(model)[:1], "one video only"),
         (lambda model: [video + torch.rand(()) for video in play(model)], "same twice"),
-        (lambda model: videos(model, CONFIG, ([3], [3])), "never evicts"),
     ],
-    ids=["one video", "noise", "short"],
+    ids=["one video", "noise"],
 )
 def test_an_adapter_is_not_judged_by_too_little(broken, words):
-    with pytest.raises(AssertionError, match=f"adapter dict-cache: .*{words}"):
-        check_adapter("dict-cache", wan(), broken)
+    with pytest.raises(AssertionError, match=f"adapter two-blocks: .*{words}"):
+        check_adapter("two-blocks", TwoBlocks(), broken)
 
 
 def test_an_adapter_that_leaves_something_behind_is_found(monkeypatch):
-    from headforce.kvpass.capture.dict_cache import DictCacheAdapter
-
-    real = DictCacheAdapter.install
-    monkeypatch.setattr(DictCacheAdapter, "install", lambda self, model: setattr(model, "left", 1) or real(self, model))
-    with pytest.raises(AssertionError, match=r"adapter dict-cache: restore.. leaves something behind"):
-        check_adapter("dict-cache", wan(), play)
+    real = TwoBlocksAdapter.install
+    monkeypatch.setattr(TwoBlocksAdapter, "install", lambda self, model: setattr(model, "left", 1) or real(self, model))
+    with pytest.raises(AssertionError, match=r"adapter two-blocks: restore.. leaves something behind"):
+        check_adapter("two-blocks", TwoBlocks(), play)
 
 
 # --- recognisers ------------------------------------------------------------------------------------------------
 
 
-def example(protocol, chunks=2, **parts):
+def example(protocol, chunks=1, **parts):
     layer = zoo.SelfAttention(protocol=protocol, **parts)
     cache = layer.new_cache(frames=3)
     return layer, [(x, cache, start) for x, start in zoo.inputs(chunks, passes=1)]
@@ -106,9 +90,9 @@ def shared(k, v, cache, start):
 
 def test_a_recogniser_of_caches():
     refuses = {"HF-SHARED-KV": [example(shared)]}
-    check_recognizer(append_cache, [example("append"), example("append_copy")], refuses)
+    check_recognizer(append_cache, [example("append", 1)], refuses)
     with pytest.raises(AssertionError, match=r"recogniser cat_history: .*another recogniser knew it"):
-        check_recognizer(cat_history, [example("append")], refuses)
+        check_recognizer(cat_history, [example("append", 1)], refuses)
     with pytest.raises(AssertionError, match=r"recogniser append_cache: .*HF-SHARED-KV in its place"):
         check_recognizer(append_cache, [example("append", 1)], {"HF-ROLL": [example(shared)]})
 
