@@ -57,7 +57,7 @@ def caught(fault: Fault, level: str) -> bool:
                 for _ in range(PASSES):
                     _pass(rig, level, start)
     except (HeadforceError, AssertionError) as error:
-        return isinstance(error, AssertionError) or error.code.startswith("HF-VERIFY")
+        return isinstance(error, AssertionError) or error.code in ("HF-VERIFY-PLAN", "HF-VERIFY-SITE")
     return False
 
 

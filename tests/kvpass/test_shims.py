@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import types
+import weakref
 
 import torch
 
 from headforce.kvpass.capture.boxes import BoxedDictCache, IndexBox
-from headforce.kvpass.capture.grid import MATH, Grid
+from headforce.kvpass.capture.grid import MATH, Grid, GridOf
 from headforce.kvpass.capture.krea import NumberedDictCache
 from headforce.kvpass.capture.patches import patched
 
@@ -47,6 +50,34 @@ def test_indices_of_the_int_kind_stay_ints() -> None:
     assert NumberedDictCache(cache).is_empty()
     assert (cache["global_end_index"], cache["local_end_index"]) == (0, 4)
     assert type(cache["global_end_index"]) is int
+
+
+class Unpatcher(torch.nn.Module):
+    patch_size = (1, 2, 2)
+
+    def unpatchify(self, x, grid_sizes):
+        return x, grid_sizes.tolist()
+
+
+def test_a_method_is_handed_the_grid_and_given_back() -> None:
+    module = Unpatcher()
+    grid = GridOf(module)
+    grid.see(torch.zeros(1, 4, 3, 8, 12))
+    with grid.handed_to(module, "unpatchify"):
+        assert module.unpatchify(1, "a tensor") == (1, [[3, 4, 6]])
+        assert module.unpatchify(x=2, grid_sizes="a tensor") == (2, [[3, 4, 6]])
+    assert "unpatchify" not in vars(module)
+
+
+def test_a_model_is_not_kept_alive_by_what_is_replaced_on_it() -> None:
+    module = Unpatcher()
+    stack = contextlib.ExitStack()
+    stack.enter_context(GridOf(module).handed_to(module, "unpatchify"))
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+    stack.close()
 
 
 def test_patches_are_counted() -> None:

@@ -10,7 +10,8 @@ import contextlib
 import inspect
 import math
 import types
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -71,8 +72,22 @@ class GridOf:
 
     @contextlib.contextmanager
     def handed_to(self, module: nn.Module, name: str) -> Iterator[None]:
-        """The method `name` of this one module is called with a `Grid` for its argument `grid_sizes`."""
-        original = getattr(type(module), name)
+        """The method `name` of this one module is called with a `Grid` for its argument `grid_sizes`.
+
+        The module lives no longer for that.
+        """
+        held = weakref.ref(module)
+        # An attribute of the instance hides the method of its class; nn.Module would keep a function of its own.
+        object.__setattr__(module, name, self._with_grid(module, getattr(type(module), name)))
+        del module
+        try:
+            yield
+        finally:
+            alive = held()
+            if alive is not None:
+                object.__delattr__(alive, name)
+
+    def _with_grid(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         place = list(inspect.signature(original).parameters).index("grid_sizes") - 1
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -82,9 +97,4 @@ class GridOf:
                 args = (*args[:place], self.grid, *args[place + 1 :])
             return original(module, *args, **kwargs)
 
-        # An attribute of the instance hides the method of its class; nn.Module would keep a function of its own.
-        object.__setattr__(module, name, call)
-        try:
-            yield
-        finally:
-            object.__delattr__(module, name)
+        return call
