@@ -35,7 +35,9 @@ class Rollouts:
         Its function is called with the model, and with `prompt` and `seed`, numbers from 0 on, if it takes them. Raises
         HF-EXAMPLE where several are asked for and it does not, or where the example is a list of calls.
         """
-        model, calls = example.model, example.calls
+        # Calls have caches among their arguments, which whoever has the example may want to use again.
+        own = example if callable(example.calls) else example.copied()
+        model, calls = own.model, own.calls
         takes = set(inspect.signature(calls).parameters) if callable(calls) else set()
         for name, count in (("prompt", prompts), ("seed", seeds)):
             if count > 1 and name not in takes:

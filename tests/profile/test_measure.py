@@ -19,7 +19,7 @@ from headforce.profile.measure import measure
 from headforce.profile.measured import Sample
 from headforce.profile.rollouts import Rollouts
 
-from .planted import example, planted, rollout
+from .planted import TOKENS, example, planted, rollout
 
 OPTIONS = {"inner": "eager"}
 SAMPLE = Sample(1.0, 0, False)
@@ -80,6 +80,21 @@ def test_what_a_target_has_to_be():
             Rollouts.of(Example(model, calls), seeds=2)
     with pytest.raises(HeadforceError, match="HF-EXAMPLE"):
         Rollouts.of(Example(model, rollout), prompts=2)
+
+
+def test_calls_are_made_on_copies_of_their_arguments():
+    """The caches of an example are as empty afterwards as before."""
+    model = planted(1, 1)
+    caches = model.caches()
+    x = torch.randn(1, 3 * TOKENS, 17)
+    calls = [((x,), {"kv_cache": caches, "current_start": start}) for start in (0, 3 * TOKENS)]
+    rollouts = Rollouts.of(Example(model, calls))
+    first, second = rollouts.make({})
+    assert caches[0]["global_end_index"] == 0
+    assert not caches[0]["k"].any()
+    again = model.caches()
+    assert torch.equal(first, model(x, again, 0))
+    assert torch.equal(second, model(x, again, 3 * TOKENS))  # both calls have one cache
 
 
 def test_the_command(tmp_path):
