@@ -94,9 +94,7 @@ def _notes(sites: Sequence[SiteVerdict], run: Watched, prepared: Watched | None,
         )
     elif any(site.verdict == OWNED for site in sites):
         refused = sorted({site.bare for site in sites if site.verdict == OWNED and site.bare not in (VIEW, "")})
-        unseen = any(site.verdict == OWNED and not site.bare for site in sites)
         cannot = f", and is refused here ({', '.join(refused)})" if refused else ""
-        cannot += ", and does not even see all of the attention" if unseen else ""
         yield (
             f"{bare} cannot own the cache, which stays the model's own{cannot}. "
             f"headforce.prepare(model, policy=...) owns it: family {known.adapter.name}."

@@ -64,9 +64,13 @@ def _verdict(facts: SiteFacts, bare: Watched, refusal: HeadforceError | None, wo
 
 
 def _bare(facts: SiteFacts, bare: Watched) -> str:
-    """What a bare `torch.compile` can do with a call; the worst of its passes. Broken graphs know modules less well."""
-    here = [site for site in bare.sites if site.where == facts.where and site.verdict != EXCLUDED]
-    seen = [site for site in here if site.name == facts.name] or here
+    """What a bare `torch.compile` can do with a call; the worst of its passes.
+
+    Broken graphs know modules less well, so that the place may differ; then it is the worst of the whole model.
+    """
+    seen = [site for site in bare.sites if site.verdict != EXCLUDED]
+    for known in ("where", "name"):
+        seen = [site for site in seen if getattr(site, known) == getattr(facts, known)] or seen
     codes = [site.code or _coded(site.not_viewed)["code"] for site in seen]
     refused = sorted(filter(None, codes), key=lambda code: code != "HF-NOHISTORY")
     return refused[-1] if refused else VIEW if seen else ""

@@ -296,7 +296,6 @@ def graph_break_messages() -> Iterator[list[str]]:
     breaks.setLevel(logging.DEBUG)
     breaks.propagate = False
     general.setLevel(logging.ERROR)
-    torch._dynamo.utils.reset_graph_break_dup_checker()
     try:
         yield said
     finally:

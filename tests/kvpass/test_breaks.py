@@ -128,9 +128,10 @@ def test_logging_breaks_at_the_line_of_the_model() -> None:
         LOG.warning("seen")  # here
         return x * 2
 
-    found = breaks_of(says)
-    assert {f.where for f in found} == {line_of(says)}
-    assert "logging" in {f.cause for f in found}
+    for _ in range(2):  # Dynamo shows the way to a place in Python's own files once, unless it is told to forget
+        found = breaks_of(says)
+        assert {f.where for f in found} == {line_of(says)}
+        assert "logging" in {f.cause for f in found}
 
 
 def test_a_kind_without_a_name_here_keeps_that_of_torch() -> None:

@@ -304,6 +304,22 @@ def test_the_worst_pass_counts(passes: list[SiteFacts], verdict: str, code: str,
         assert site.bare == code
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "bare"),
+    [
+        ([NO_PAST, FORM], "HF-CACHE-FORM"),
+        ([dataclasses.replace(FORM, where="b.py:1"), FOUND], "view"),
+        ([dataclasses.replace(FORM, name="site0"), FOUND], "view"),
+        ([dataclasses.replace(FORM, where="b.py:1", name="site0"), FIRST], "HF-CACHE-FORM"),
+        ([FIRST], ""),
+    ],
+)
+def test_what_a_bare_compile_says(elsewhere: list[SiteFacts], bare: str) -> None:
+    known = Known(nn.Identity(), IndexedAdapter(), None)
+    (site,) = site_verdicts(Watched(sites=[FOUND]), Watched(sites=elsewhere), known, IndexedAdapter())
+    assert site.bare == bare
+
+
 def test_a_pipeline_and_a_function_that_runs_it(family: None) -> None:
     pipeline = Pipeline()
     seen = examine(Example(pipeline, lambda copied: copied(1)))
