@@ -27,8 +27,8 @@ class SiteVerdict:
     Attributes:
         name, where: path of the module, and file:line of the call.
         verdict: a key of `VERDICTS`; the worst of all passes. code, reason: why it is no better.
-        bare: what `torch.compile(model, backend="headforce")` can do without `prepare`: "view", a code, or "" if no such
-            call was seen.
+        bare: what `torch.compile(model, backend="headforce")` can do without `prepare`: "view", a code, or "" if no
+            such call was seen.
         query, cache, rope: what was recognised, in words.
     """
 
