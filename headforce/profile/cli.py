@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +65,18 @@ def profile(
 
     given = _constants(constants)
     find_method(method)  # before a model runs for long
-    rollouts = Rollouts.of(load_example(target), prompts, seeds)
-    found = measure(
-        rollouts,
-        out,
-        sample=Sample(queries, seed, by_query),
-        source=target,
-        fresh=fresh,
-        options={"inner": inner},
-        blocks=blocks,
-        progress=Progress(silent=as_json),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
+        rollouts = Rollouts.of(load_example(target), prompts, seeds)
+        found = measure(
+            rollouts,
+            out,
+            sample=Sample(queries, seed, by_query),
+            source=target,
+            fresh=fresh,
+            options={"inner": inner},
+            blocks=blocks,
+            progress=Progress(silent=as_json),
+        )
     judged = judge(found, method, constants=given, budget=budget, rules=rules or RULES, **where)
     report = write_results(judged, out)
     if as_json:

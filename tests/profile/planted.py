@@ -129,5 +129,6 @@ def planted(layers: int = 2, each: int = 8, seed: int = 0) -> Planted:
 
 
 def example() -> tuple[Planted, object]:
-    """A target of `headforce profile`: one layer with a head of every kind."""
+    """A target of `headforce profile`: one layer with a head of every kind. It talks, as models do."""
+    print("loading")
     return planted(layers=1, each=1), rollout
