@@ -1,7 +1,6 @@
 """Stores that keep parts of frames: what attention reads of them, against keys that were never paged nor copied."""
 
 import dataclasses
-import math
 
 import hypothesis.strategies as st
 import pytest
@@ -10,12 +9,12 @@ from hypothesis import given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
-from headforce.lowering.state.making import load_makers
-from headforce.lowering.state.score import Segments, find_score, load_scores
+from headforce.lowering.state.score import load_scores
 from headforce.lowering.state.select import asks_queries, check_selections
 from headforce.lowering.stream import Event
 from headforce.lowering.verify import check_plan, check_tables
-from headforce.policy import FrameSet, Policy, Warmup, load_ops, oracle, parse_rule
+from headforce.policy import FrameSet, Policy, Warmup, oracle, parse_rule
+from headforce.testing import check_score
 from headforce.testing.parts_rig import TOKENS, PartsRig
 from headforce.testing.rig import DOUBLE, Rig
 
@@ -281,25 +280,9 @@ def test_tokens_are_unknown_before_a_model_is_seen():
 # --- what is registered ---------------------------------------------------------------------------------------------
 
 
-def test_every_store_with_pages_has_a_maker():
-    assert {name for name, kind in load_ops().items() if kind.paged} <= set(load_makers())
-
-
 @pytest.mark.parametrize("name", load_scores())
-def test_a_score_is_one_number_for_every_segment(name):
-    score = find_score(name)
-    generator = torch.Generator().manual_seed(0)
-    keys, *others = (torch.randn(2, 3, 5, 4, 8, generator=generator) for _ in range(3))
-    queries = torch.randn(2, 3, 8, generator=generator) if score.queries else None
-    given = Segments(keys, others[0] if score.following else None, others[1] if score.newest else None, queries)
-    found = score.function(given)
-    assert found.shape == (2, 5)
-    assert score.function.__doc__
-    for i in range(2):  # groups do not see each other
-        looked_at = (given.keys, given.following, given.newest, given.queries)
-        one = Segments(*(None if x is None else x[i : i + 1] for x in looked_at))
-        torch.testing.assert_close(score.function(one)[0], found[i])
-    assert math.isfinite(found.sum().item())
+def test_a_score_keeps_the_laws(name):
+    check_score(name)
 
 
 # --- mute -----------------------------------------------------------------------------------------------------------
