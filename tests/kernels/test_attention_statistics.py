@@ -250,7 +250,8 @@ def test_large_scores_do_not_overflow(block):
     mass = layer.mass(block)
     assert mass.isfinite().all()
     torch.testing.assert_close(mass.sum(-1), torch.ones(1, 6), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mass.double(), layer.expected(), rtol=1e-3, atol=1e-3)
+    found = torch.stack(layer.statistics(block)).double()
+    torch.testing.assert_close(found, layer.expected_statistics(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("ascending", [True, False])
@@ -260,8 +261,9 @@ def test_a_peak_far_from_the_rest(ascending):
     layer.query[:] = 1.0
     steps = torch.arange(16.0) if ascending else -torch.arange(16.0)
     layer.key[:] = (100 * steps).view(4, TOKENS, 1)
-    mass = layer.mass(3)
-    assert mass.tolist() == [[[0.0, 0.0, 1.0] if ascending else [1.0, 0.0, 0.0]]]
+    found = layer.statistics(3)
+    assert found.mass.tolist() == [[[[0.0, 0.0, 1.0] if ascending else [1.0, 0.0, 0.0]]]]
+    assert found.entropy.tolist() == [[[[0.0, 0.0, 0.0]]]]
 
 
 @pytest.mark.parametrize("shift", [400, -50_000])
