@@ -5,9 +5,9 @@
     def test_my_op():
         check_policy_op("mine")
 
-`strategies` has hypothesis strategies of operators, rules, policies and schedules, `rig` a stream with attention
-computed from the oracle alone, `zoo` small models in many spellings, `recording` a backend that checks what was
-recognised. Needs pytest's assertions nowhere, and hypothesis where arguments are drawn.
+`rules`, `policies`, `schedules` and so on are hypothesis strategies. `rig` is a stream with attention computed from the
+oracle alone, `zoo` has small models in many spellings, `recording` a backend that checks what was recognised. Needs the
+package `hypothesis` where arguments are drawn.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
     from .policy_ops import check_policy_op
     from .recognizers import check_recognizer
     from .scores import check_score
+    from .strategies import decisions, maps, ops, policies, rules, schedules
+    from .streams import rigs
     from .targets import check_target
 
 # Lazy: a machine that only runs kernels has no hypothesis, and policies are tested without torch.
 _HOMES = {
-    "Budget": "..kernels.budget",
-    "assert_refused": ".asserts",
-    "assert_rewritten": ".asserts",
-    "budget_of": "..kernels.budget",
-    "check_adapter": ".adapters",
-    "check_kernel": ".kernels",
-    "check_policy_op": ".policy_ops",
-    "check_recognizer": ".recognizers",
-    "check_score": ".scores",
-    "check_target": ".targets",
-    "peak": ".peaked",
-    "spread": ".peaked",
+    "..kernels.budget": ("Budget", "budget_of"),
+    ".adapters": ("check_adapter",),
+    ".asserts": ("assert_refused", "assert_rewritten"),
+    ".kernels": ("check_kernel",),
+    ".peaked": ("peak", "spread"),
+    ".policy_ops": ("check_policy_op",),
+    ".recognizers": ("check_recognizer",),
+    ".scores": ("check_score",),
+    ".strategies": ("decisions", "maps", "ops", "policies", "rules", "schedules"),
+    ".streams": ("rigs",),
+    ".targets": ("check_target",),
 }
 
 __all__ = [
@@ -53,12 +54,20 @@ __all__ = [
     "check_recognizer",
     "check_score",
     "check_target",
+    "decisions",
+    "maps",
+    "ops",
     "peak",
+    "policies",
+    "rigs",
+    "rules",
+    "schedules",
     "spread",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name], __name__), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
