@@ -78,6 +78,5 @@ def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
             found=type(values["policy"]).__name__,
             needed="a Policy, a file or a preset",
         )
-    options = Options(**{"inner_mode": mode, **values})
-    options.checks  # noqa: B018  refuses a level that there is not
-    return options
+    Verification.of(values.get("verify"), values.get("every", 1))
+    return Options(**{"inner_mode": mode, **values})
