@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .axes import label_dims
 from .graph_view import GraphView
-from .ops import op_name, words
+from .normal_form import Cursor, walk
+from .ops import argument, op_name, words
 from .symbolic import to_number
 from .torch_private import VMAP_FUNCTIONS, VMAP_NESTING, real_tensors, vmap_levels
 
@@ -25,6 +27,8 @@ _PURE = words("""
     ones_like or outer pad permute remainder repeat repeat_interleave reshape rsub setitem squeeze stack sub sum t
     tensor to transpose tril triu truediv type type_as unflatten unsqueeze view where xor zeros zeros_like
 """)
+
+_ELEMENTWISE = words("add and invert logical_and logical_not logical_or masked_fill mul neg or sub where")
 
 
 def constant(view: GraphView, node: Any, at: Node | None = None) -> Any | None:
@@ -40,6 +44,49 @@ def constant(view: GraphView, node: Any, at: Node | None = None) -> Any | None:
         needed = _behind(view, node, limit)
         known[node] = None if needed is None else _run(view, node, needed)
     return known[node]
+
+
+def uniform(view: GraphView, node: Any) -> torch.Tensor | None:
+    """The one value that every place of a tensor has, whatever its size, as a tensor without dims; else None.
+
+    Views and elementwise operations of such tensors are such tensors.
+    """
+    number = to_number(node) if isinstance(node, Node) else node
+    if isinstance(number, (int, float)):
+        return torch.tensor(number)
+    shape = view.shape(node)
+    if shape is None:
+        return None
+    with real_tensors():
+        for cursor in walk(Cursor(node, label_dims([str(i) for i in range(len(shape))], shape)), view):
+            if view.writers(cursor.node):
+                return None
+            last = cursor
+        value = _made(view, last.node)
+        for dtype in (*last.casts, view.dtype(node)) if value is not None else ():
+            value = value.to(dtype)
+    return value
+
+
+def _made(view: GraphView, node: Node) -> torch.Tensor | None:
+    """The value of a tensor that is filled with one, or that an elementwise operation makes of such tensors."""
+    name, dtype = op_name(node) or getattr(node.target, "__name__", ""), view.dtype(node)
+    if name in ("ones", "ones_like", "new_ones", "zeros", "zeros_like", "new_zeros"):
+        return torch.full((), "ones" in name, dtype=dtype)
+    if name in ("full", "full_like", "new_full"):
+        fill = uniform(view, argument(node, 2 if name == "new_full" else 1, "fill_value"))
+        return None if fill is None else fill.to(dtype)
+    if name.strip("_") not in _ELEMENTWISE or node.kwargs or node.op not in ("call_function", "call_method"):
+        return None
+    operands = [uniform(view, operand) for operand in node.args]
+    if any(operand is None for operand in operands):
+        return None
+    if name == "masked_fill":
+        kept, hidden, fill = operands
+        return torch.where(hidden, fill.to(kept.dtype), kept)
+    if node.op == "call_method":
+        return getattr(operands[0], str(node.target))(*operands[1:]).to(dtype)
+    return node.target(*operands).to(dtype)  # type: ignore[operator]
 
 
 def _behind(view: GraphView, start: Node, limit: int) -> list[Node] | None:

@@ -23,14 +23,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ..errors import HeadforceError
 from ..kvpass.backend import headforce_backend
-from ..kvpass.eligible import viewable
+from ..kvpass.eligible import check_ownable, viewable
 from ..kvpass.find import find_sites
 from ..kvpass.layers import viewed
+from ..kvpass.session import prepare
+from ..kvpass.site import Site
 from ..policy import Policy
 from . import zoo
 from .cores import GROUPED, MASKS, PRODUCTS, SCALES, SOFTMAXES, TO_HEADS, WRITTEN, attend
@@ -97,6 +99,12 @@ class Recipe:
     def code(self) -> str | None:
         """The code with which the layer is refused; None for one that is rewritten."""
         return None if self.fault is None else FAULTS[self.fault]
+
+    @property
+    def ownable(self) -> bool:
+        """Whether K and V of the layer may live in our pools."""
+        appends = zoo.PROTOCOLS[self.protocol][1] == "append"
+        return self.fault is None and appends and self.kv_heads == HEADS and not self.raw
 
     def possible(self) -> bool:
         """Whether the parts go together."""
@@ -165,12 +173,13 @@ def check(recipe: Recipe) -> Outcome:
         x = torch.randn(recipe.batch, zoo.CHUNK_FRAMES * TOKENS, layer.q.in_features, dtype=recipe.dtype)
     theirs = copy.deepcopy(cache)
     codes: list[str] = []
-    found, before = 0, INNER.launches
+    found, owned, before = 0, 0, INNER.launches
 
     def backend(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
-        nonlocal found
+        nonlocal found, owned
         report = viewable(find_sites(module, examples))
         found += len(report.found)
+        owned += sum(map(_ownable, report.found))
         codes.extend(refusal.code for refusal in report.refused)
         return headforce_backend(
             module,
@@ -194,11 +203,56 @@ def check(recipe: Recipe) -> Outcome:
         wrong.append(f"found {found}, refused {codes}; expected {recipe.code or 'found'}")
     if launches != (recipe.code is None):
         wrong.append(f"{launches} launches")
-    limit = {torch.float32: 1e-4, torch.bfloat16: 3e-2}[recipe.dtype] * float(expected.abs().max())
-    if not torch.isfinite(got).all() or float((got - expected).abs().max()) > limit:
-        wrong.append(f"differs by {float((got - expected).abs().max()):.2g}, of {float(expected.abs().max()):.2g}")
+    if owned != recipe.ownable:
+        wrong.append(f"{owned} sites that can be owned")
+    wrong += _differences(recipe, got, expected)
     wrong += [f"another cache {name}" for name in ("k", "v") if not torch.equal(cache[name], theirs[name])]
     return Outcome(recipe, "; ".join(wrong))
+
+
+def check_owned(recipe: Recipe) -> Outcome:
+    """Prepares a model of the layer, whose caches headforce then owns, runs two chunks and compares with eager code."""
+    torch._dynamo.reset()
+    layer, policy = recipe.layer(), Policy.loads("headforce: 1\nclasses: {all: window(9)}\ndefault: all")
+    model = _Model(layer)
+    caches = [{**layer.new_cache(recipe.batch), "global_end_index": 0} for _ in range(2)]
+    wrong = []
+    with torch.no_grad(), prepare(model, policy=policy, verify="plan") as session:
+        compiled = torch.compile(model, backend="headforce", options={"inner": INNER.name}, fullgraph=True)
+        for x, start in zoo.inputs(2, recipe.batch, passes=1, dtype=recipe.dtype):
+            got, expected = compiled(x, caches[:1], start), layer(x, caches[1], start)
+            wrong += _differences(recipe, got, expected)
+        if session.launches != [2]:
+            wrong.append(f"{session.launches} launches")
+    return Outcome(recipe, "; ".join(wrong))
+
+
+class _Model(nn.Module):
+    """A layer as a model of a family that has an adapter."""
+
+    def __init__(self, layer: zoo.SelfAttention) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, kv_cache: list[zoo.Cache], current_start: int) -> Tensor:
+        out = self.layer(x, kv_cache[0], current_start)
+        kv_cache[0]["global_end_index"] = current_start + x.shape[1]
+        return out
+
+
+def _ownable(site: Site) -> bool:
+    try:
+        check_ownable(site)
+    except HeadforceError:
+        return False
+    return True
+
+
+def _differences(recipe: Recipe, got: Tensor, expected: Tensor) -> list[str]:
+    got, expected = got.detach(), expected.detach()
+    difference, size = float((got - expected).abs().max()), float(expected.abs().max())
+    limit = {torch.float32: 1e-4, torch.bfloat16: 3e-2}[recipe.dtype]
+    return [] if difference <= limit * size else [f"differs by {difference:.2g}, of {size:.2g}"]
 
 
 def recipes() -> st.SearchStrategy[Recipe]:

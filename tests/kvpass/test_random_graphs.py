@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from headforce.errors import CATALOGUE
 from headforce.testing import graphs, unsupported, zoo
-from headforce.testing.graphs import Recipe, check, random_recipe, recipes
+from headforce.testing.graphs import Recipe, check, check_owned, random_recipe, recipes
 
 COUNT = int(os.environ.get("HEADFORCE_GRAPHS", "40"))
 """Layers to try; `python -m headforce.testing.graphs --count 1000` does the same at length."""
@@ -35,6 +35,13 @@ def test_random_graphs():
     labels = Counter(outcome.recipe.code for outcome in outcomes)
     assert labels[None] >= len(outcomes) / 3, "most layers are of a form that is supported"
     assert len(labels) >= 4, "and some are refused, for several reasons"
+
+
+def test_random_graphs_are_owned():
+    source = random.Random(5)
+    drawn = [r for r in (random_recipe(source) for _ in range(60)) if r.ownable]
+    wrong = [outcome for outcome in map(check_owned, drawn[:6]) if outcome.wrong]
+    assert not wrong, "\n".join(f"{o.wrong}: {o.recipe}" for o in wrong)
 
 
 def test_a_check_notices_what_is_not_as_its_label_says():

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..constants import constant
+from ..constants import constant, uniform
 from ..graph_view import GraphView
 from ..normal_form import LABELS, Cursor, walk
 from ..ops import op_name
@@ -33,7 +33,7 @@ from ..symbolic import to_number
 from ..torch_private import is_higher_order, real_tensors
 from .attention import operands, scale_of
 from .base import AttentionCall, Refused, recognizer
-from .mask import MAX_ELEMENTS, classify, uniform
+from .mask import MAX_ELEMENTS, classify, hides_nothing
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def block_mask(view: GraphView, call: AttentionCall) -> Mask | None:
         return None
     partial, _ = listed
     inner = GraphView(mask.function)
-    if bool(partial.all()) and uniform(inner, next(iter(inner.graph.find_nodes(op="output"))).args[0]):
+    if bool(partial.all()) and hides_nothing(uniform(inner, next(iter(inner.graph.find_nodes(op="output"))).args[0])):
         return Mask("none" if partial.numel() == 1 else "all_true")
     dense = _dense(view, call, mask)
     if dense is None:

@@ -1,7 +1,8 @@
 """Masks, by proof. A mask that is not of a known class makes the site refused (HF-MASK).
 
     attn_mask=None                                            "none"
-    torch.ones(q, k, dtype=torch.bool), torch.zeros(q, k)     "all_true" (any size, also symbolic; zeros are added)
+    torch.ones(q, k, dtype=torch.bool), torch.zeros(q, k)     "all_true" (any size, also symbolic; zeros are added), and
+                                                              what elementwise operations make of them
     is_causal=True with as many keys as queries               "causal"
     torch.ones(q, k, dtype=torch.bool).tril(k - q)            "causal": built from constants, computed here and compared
     arange(k)[None] // b <= (arange(q)[:, None] + k - q) // b "block_causal" with block b
@@ -18,11 +19,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from ..axes import label_dims
-from ..constants import constant
+from ..constants import constant, uniform
 from ..graph_view import GraphView
-from ..normal_form import Cursor, walk
-from ..ops import argument, op_name
 from ..site import Hidden, Mask
 from .base import AttentionCall, Refused, recognizer
 
@@ -43,7 +41,7 @@ def constant_mask(view: GraphView, call: AttentionCall) -> Mask | None:
     hidden, mask = isinstance(call.mask, Hidden), call.mask.node if isinstance(call.mask, Hidden) else call.mask
     if call.causal or not isinstance(mask, Node) or view.shape(mask) is None:
         return None
-    if uniform(view, mask, hidden):
+    if hides_nothing(uniform(view, mask), hidden):
         return Mask("all_true")
     value = constant(view, mask, call.node)
     if not isinstance(value, torch.Tensor) or (hidden and value.dtype != torch.bool):
@@ -80,19 +78,8 @@ def classify(mask: torch.Tensor) -> Mask | None:
     return None
 
 
-def uniform(view: GraphView, mask: Node, hidden: bool = False) -> bool:
-    """Whether the mask is one constant that hides nothing, whatever its size; `hidden`: True in it means not read."""
-    shape = view.shape(mask)
-    for cursor in walk(Cursor(mask, label_dims([str(i) for i in range(len(shape))], shape)), view):
-        if view.writers(cursor.node):
-            return False
-        name, boolean = op_name(cursor.node), view.dtype(mask) == torch.bool
-        read = boolean != hidden  # the value of the mask that leaves everything as it is: True, or 0 to add
-        if name in ("full", "full_like", "new_full"):
-            fill = argument(cursor.node, 2 if name == "new_full" else 1, "fill_value")
-            return isinstance(fill, (int, float)) and bool(fill) == read and torch.bool not in cursor.casts[:-1]
-        if name in ("ones", "ones_like", "new_ones"):
-            return read and boolean
-        if name in ("zeros", "zeros_like", "new_zeros"):
-            return not read and (boolean or torch.bool not in (view.dtype(cursor.node), *cursor.casts))
-    return False
+def hides_nothing(value: torch.Tensor | None, hidden: bool = False) -> bool:
+    """Whether a mask of this value everywhere leaves scores as they are; `hidden`: True in it means not read."""
+    if value is None:
+        return False
+    return bool(value != hidden) if value.dtype == torch.bool else not hidden and bool(value == 0)
