@@ -88,7 +88,7 @@ def measure(family: Family, path: Path, commit: str, inner: str = "eager", targe
     held = _bytes(run)
     prepared, sides = _prepared(run), []
     bare = _bare(run)
-    _check_restored(run, eager[0])
+    _check_restored(run, eager[0], family.chunks)
     for name, (mode, policy) in SIDES.items() if prepared is None else ():
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
@@ -149,9 +149,9 @@ def _side(name: str, run: Run, session: Session, eager: list[Tensor], chunks: in
     )
 
 
-def _check_restored(run: Run, eager: Tensor) -> None:
+def _check_restored(run: Run, eager: Tensor, chunks: int = 1) -> None:
     """After a refusal, and after `restore()`, model and pipeline make the unmodified video, to the bit."""
-    again = run.video(1, 1)
+    again = run.video(1, chunks)
     if not torch.equal(again, eager[:, : again.shape[1]]):
         raise AssertionError("headforce left something behind")
 
