@@ -1,8 +1,8 @@
 """The operators of flash-attn, with its schemas and a plain meaning, so that graphs with them can be made and run.
 
 Schemas as in `flash_attn/flash_attn_interface.py` of flash-attn 2.7 to 2.8 and `hopper/flash_attn_interface.py` of
-flash-attn 3 (the arguments up to `softcap`); krea-ai/realtime-video's `wan/modules/sage.py` for `mylib::sageattn`. Where
-the package is installed its own operators are used, and these tests need a GPU that it runs on.
+flash-attn 3; krea-ai/realtime-video's `wan/modules/sage.py` for `mylib::sageattn`. Where the package is installed its
+own operators are used, and these tests need a GPU that it runs on.
 """
 
 from __future__ import annotations
