@@ -28,15 +28,20 @@ def _adapters() -> list[Adapter]:
 
 
 def family_of(model: nn.Module) -> Adapter | None:
-    """The adapter for `model`; None for a model of no family, and for one that only holds a model of a family."""
+    """The adapter for `model`; None for a model of no family, and for one that only holds a model of a family.
+
+    A family that `prepare` does not take has one too, which says why when it is asked for caches.
+    """
     from ..kvpass.capture import find_model
 
     if not any(_matches(adapter, model) for adapter in _adapters()):
         return None
     try:
         found, adapter = find_model(model)
-    except HeadforceError:  # several models: each is seen by itself
-        return None
+    except HeadforceError as error:
+        if error.code == "HF-ADAPTER":  # several models: each is seen by itself
+            return None
+        return next(adapter for adapter in _adapters() if _matches(adapter, model))
     return adapter if found is model else None
 
 

@@ -77,6 +77,28 @@ class Wrapper(nn.Module):
         return self.model(*args, **kwargs)
 
 
+class Refused(nn.Module):
+    """A model with the marks of Rolling Forcing's."""
+
+    def __init__(self):
+        super().__init__()
+        block, attention = nn.Module(), nn.Module()
+        attention.block_length, attention.frame_length, block.self_attn = 4680, 1560, attention
+        self.blocks = nn.ModuleList([block])
+
+    def forward(self, x):
+        return x
+
+
+def test_a_family_that_is_known_and_not_taken_says_why(watch):
+    record, model = watch(), Refused()
+    with pytest.raises(HeadforceError, match="HF-CLOCK"):
+        model(1)
+    (seen,) = record.models
+    assert seen.name == "Refused"
+    assert "Rolling Forcing" in seen.refusal
+
+
 @pytest.mark.slow
 def test_a_model_is_prepared_in_front_of_its_first_pass(watch, eager):
     record, model = watch(), wan()
