@@ -3,9 +3,9 @@
     python -m examples.profile_and_compile                                     # the example model
     python -m examples.profile_and_compile TARGET --method forcing_kv --budget 0.5
 
-TARGET is what `headforce profile` takes: FILE.py:FUNCTION or package.module:NAME. Where HEADFORCE_UPSTREAM names a folder
-with a checkout `self-forcing`, `tests/upstream/doctor_targets.py:self_forcing` is its unmodified model, small and with
-random weights.
+TARGET is what `headforce profile` takes: FILE.py:FUNCTION or package.module:NAME. Where HEADFORCE_UPSTREAM names a
+folder with a checkout `self-forcing`, `tests/upstream/doctor_targets.py:self_forcing` is its unmodified model, small,
+with random weights.
 """
 
 from __future__ import annotations

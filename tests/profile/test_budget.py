@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from headforce import HeadforceError
 from headforce.policy import Policy, oracle, parse_rule
-from headforce.profile.budget import assign, candidates, within
+from headforce.profile.budget import candidates, within
+from headforce.profile.knapsack import assign
 from headforce.profile.report import budget_controls, kept_by
 
 from .made import passed, profile, random_video
