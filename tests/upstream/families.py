@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .checkout import Checkout
 from .krea import krea
@@ -21,7 +21,6 @@ from .run import (
     TextEncoder,
     Vae,
     arguments_of,
-    noise,
     run_of,
     small,
     wan,
@@ -73,52 +72,17 @@ def rolling_forcing(path: Path) -> Run:
 
 def longlive(path: Path, window: int = 9, sink: int = 3) -> Run:
     """`CausalInferencePipeline` of version 1, whose caches are made anew for every video."""
-    return run_of(*_longlive(path, "causal_inference", "CausalInferencePipeline", window, sink))
-
-
-def longlive_prompts(path: Path, window: int = 9, sink: int = 3) -> Run:
-    """`InteractiveCausalInferencePipeline` of version 1 with three prompts: at each switch the newest frames run again
-    in one pass with the new text, a sink that stays in front of them."""
-    pipeline, arguments = _longlive(
-        path, "interactive_causal_inference", "InteractiveCausalInferencePipeline", window, sink, global_sink=True
-    )
-    plain = run_of(pipeline, arguments)
-
-    def video(seed: int, chunks: int) -> Tensor:
-        torch.manual_seed(seed)
-        frames = arguments.num_frame_per_block
-        switches = [frames * chunk for chunk in range(2, chunks, 2)][:2]
-        texts = [[f"text {seed} {i}"] for i in range(1 + len(switches))]
-        with torch.no_grad():
-            result: Tensor = pipeline.inference(
-                noise(seed, chunks * frames),
-                text_prompts_list=texts,
-                switch_frame_indices=switches,
-                return_latents=True,
-            )[1]
-        return result
-
-    def passes(chunks: int) -> int:
-        return plain.passes(chunks) + len(range(2, chunks, 2)[:2])
-
-    return replace(plain, video=video, passes=passes)
-
-
-def _longlive(path: Path, module: str, kind: str, window: int, sink: int, **own: Any) -> tuple[Any, SimpleNamespace]:
     checkout = wan(path, "utils.memory")
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
     model_class.from_pretrained = small(model_class)
     wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
     settings = {"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0}
-    arguments = arguments_of(model_kwargs=SimpleNamespace(**settings), **own)
-    pipeline = getattr(checkout.load(f"pipeline.{module}"), kind)(
-        arguments,
-        torch.device("cpu"),
-        generator=wrapper(**settings, is_causal=True),
-        text_encoder=TextEncoder(),
-        vae=Vae(),
+    arguments = arguments_of(model_kwargs=SimpleNamespace(**settings))
+    module = checkout.load("pipeline.causal_inference")
+    pipeline = module.CausalInferencePipeline(
+        arguments, torch.device("cpu"), wrapper(**settings, is_causal=True), TextEncoder(), Vae()
     )
-    return pipeline, arguments
+    return run_of(pipeline, arguments)
 
 
 def causvid(path: Path) -> Run:
@@ -164,7 +128,6 @@ FAMILIES = {
         ),
         Family("reward-forcing", "https://github.com/JaydenLyh/Reward-Forcing", reward_forcing, 4, "HF-CLOCK"),
         Family("longlive-1", "https://github.com/NVlabs/LongLive (branch v1.0)", longlive, 5),
-        Family("longlive-1-prompts", "https://github.com/NVlabs/LongLive (branch v1.0)", longlive_prompts, 5),
         Family("longlive-2", "https://github.com/NVlabs/LongLive", longlive_2, 5),
     )
 }
