@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
@@ -19,9 +21,11 @@ def run(*args):
 
 
 def test_nothing_of_headforce_lacks_anything():
-    result = run("--check")
-    assert result.exit_code == 0, result.output
-    assert result.output.endswith("0 lack something\n")
+    """In a process of its own: tests in this one register targets that are wrong on purpose."""
+    command = [sys.executable, "-m", "headforce", "list", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith("0 lack something\n")
 
 
 def test_every_registry_is_listed():
