@@ -33,7 +33,8 @@ def test_random_graphs():
     wrong = [outcome for outcome in outcomes if outcome.wrong]
     assert not wrong, "\n".join(f"{o.wrong}: {o.recipe}" for o in wrong)
     labels = Counter(outcome.recipe.code for outcome in outcomes)
-    assert labels[None] >= len(outcomes) / 3, "most layers are of a form that is supported"
+    # How many are drawn varies with hypothesis; `test_every_part_is_drawn` has the shares.
+    assert labels[None] >= len(outcomes) / 5, "enough layers are of a form that is supported"
     assert len(labels) >= 4, "and some are refused, for several reasons"
 
 
