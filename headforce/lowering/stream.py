@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 
 import numpy as np
 import numpy.typing as npt
@@ -149,7 +151,8 @@ class Stream:
         amended = {}
         for rule in self.policy.distinct:
             before = self.amended.get(rule.text, Amended())
-            amended[rule.text] = before.after(answer or rule.on_switch, rule.rule, clock.history)
+            held = self._held_by(rule.text)
+            amended[rule.text] = before.after(answer or rule.on_switch, rule.rule, clock.history, held)
         # A stream that could not go on would be refused at every pass from here on.
         self.planner.plan(Chunk(len(clock.starts), clock.history, 1), self._memories(memories), amended)
         for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
@@ -158,6 +161,10 @@ class Stream:
         self._onward = self._next_onward(clock)
         self._clock = clock
         return clock.history - clock.owed if clock.owed is not None else 0
+
+    def _held_by(self, rule: str) -> FrameSet:
+        """The frames that some head with this rule holds a page of."""
+        return reduce(or_, (lane.slots.held for lane in self.lanes if lane.rule.text == rule), EMPTY)
 
     def _memories(self, of_lanes: Sequence[HeadMemory | None]) -> dict[Cell, HeadMemory]:
         """The memory of every head that has one."""

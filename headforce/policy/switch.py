@@ -156,9 +156,13 @@ class Amended:
     forgotten: FrameSet = EMPTY
     cuts: tuple[tuple[int, int], ...] = ()
 
-    def after(self, answer: Answer, rule: Rule, committed: int) -> Amended:
-        """The same after one more switch."""
-        gone = FrameSet.interval(0, committed) - answer.survivors(rule, committed)
+    def after(self, answer: Answer, rule: Rule, committed: int, held: FrameSet) -> Amended:
+        """The same after one more switch. `held` are the frames that still have a page.
+
+        A stream that goes back may ask for survivors that its rule could not reach any more from where it was.
+        """
+        survivors = answer.survivors(rule, committed)
+        gone = FrameSet.interval(0, committed) - (survivors & held if answer.again else survivors)
         cuts = (*self.cuts, (committed, answer.jump)) if answer.jump else self.cuts
         return Amended(self.forgotten | gone, cuts)
 

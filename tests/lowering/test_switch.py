@@ -257,6 +257,17 @@ def test_blocks_that_are_never_made_leave_no_two_in_one_place():
         rig.check(start, frames)
 
 
+def test_a_sink_that_was_out_of_reach_does_not_survive():
+    """Frame 0 is read at distance 1 only, and forgotten behind it; the frames that are run again begin at 1."""
+    rig = rig_of("everything() & lag(1) & sink(1)")
+    rig.check(0, 2)
+    rig.check(2, 2)
+    assert rig.switch(answer=Recache(3)) == 3
+    rig.check(1, 3)
+    assert reads(rig) == {}
+    rig.check(4, 2)
+
+
 def test_a_second_switch_does_not_cancel_a_recache():
     rig = rig_of("plain")
     run(rig, 4)
