@@ -34,24 +34,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import platform
 import sys
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import machine
 import plans
 import torch
 from clock import Clock
 from peers import Variant, Work, first_line, variants
 from plans import CHUNK, DENSE, NOW, SHAPES, TINY, Case, Layer, Plan, Shape, dense_pairs, largest_error, name_of
+from report import aligned, facts, ratio, remark, write
 from torch import Tensor
 
-from headforce import HeadforceError, __version__
+from headforce import HeadforceError
 
 TARGETS = ("triton", "hopper", "sdpa")
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
@@ -155,33 +153,7 @@ def compare(
             result.map_cost = ratio(result.ms, plain.get(name, {}).get("ms"))
 
 
-def ratio(a: float | None, b: float | None) -> float | None:
-    return a / b if a is not None and b else None
-
-
 # --- the report -------------------------------------------------------------------------------------------------
-
-
-def facts(device: torch.device) -> dict[str, Any]:
-    """The machine, as `machine.py` sees it, and the device."""
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "headforce": __version__,
-        "packages": {package: machine.version(package) for package in (*machine.REQUIRED, *machine.OPTIONAL)},
-        "device": "cpu",
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {
-            "device": properties.name,
-            "capability": [properties.major, properties.minor],
-            "processors": properties.multi_processor_count,
-            "memory_bytes": properties.total_memory,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    return found
 
 
 def record(case: Case, pairs: int, results: dict[str, Result]) -> dict[str, Any]:
@@ -201,9 +173,6 @@ def record(case: Case, pairs: int, results: dict[str, Result]) -> dict[str, Any]
         "variants": {name: asdict(result) for name, result in results.items()},
     }
 
-
-LONGEST = 100
-"""Characters of a reason in the table. The JSON file has the whole line."""
 
 COLUMNS = {
     "ms": ("ms", "{:.3f}"),
@@ -225,35 +194,13 @@ def table(report: dict[str, Any]) -> str:
             values = [(result[key], form) for key, form in COLUMNS.values()]
             cells = ["" if value is None else form.format(value) for value, form in values]
             rows.append([case["case"], f"{case['frames']:.2f}", name, *cells, remark(result)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    lines = [
-        "| " + " | ".join([cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)]) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in (*widths, 1)) + "|")
-    return "\n".join(lines)
-
-
-def remark(result: dict[str, Any]) -> str:
-    if result["state"] == "ok":
-        return result["note"]
-    state = "WRONG" if result["state"] == "wrong" else result["state"]
-    reason = result["reason"].replace("|", "\\|")
-    return f"{state}: {reason if len(reason) <= LONGEST else reason[: LONGEST - 3] + '...'}"
+    return aligned(rows)
 
 
 def holds(report: dict[str, Any]) -> bool:
     """Nothing is wrong, and no target failed. To refuse is allowed."""
     states = [result["state"] for case in report["cases"] for result in case["variants"].values()]
     return not {"wrong", "failed"} & set(states)
-
-
-def write(report: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: a run that is cut off leaves the cases that it has finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    draft.replace(path)
 
 
 def cases_of(arguments: argparse.Namespace) -> list[tuple[Shape, Plan]]:
