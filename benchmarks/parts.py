@@ -1,0 +1,56 @@
+"""Where the time of a chunk goes: attention, linear layers, the rest, and the host, by the profiler of torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+ATTENTION = re.compile(r"attention|attn|flash|fmha|sdpa|combine_parts", re.IGNORECASE)
+LINEAR = re.compile(r"gemm|nvjet|cutlass|xmma|cublas|addmm|\bmm\b|bmm|linear|splitk", re.IGNORECASE)
+
+Work = tuple[str, float, float]
+"""A kernel, or an operator of a CPU: its name, when it began and when it ended, in microseconds."""
+
+
+def part_of(name: str) -> str:
+    """What a kernel or an operator computes, by its name. Attention first: its kernels are called cutlass too."""
+    if ATTENTION.search(name):
+        return "attention"
+    return "linear" if LINEAR.search(name) else "rest"
+
+
+def times_by_part(work: Iterable[Work]) -> dict[str, float]:
+    """Milliseconds of each part."""
+    times = dict.fromkeys(("attention", "linear", "rest"), 0.0)
+    for name, begin, end in work:
+        times[part_of(name)] += (end - begin) / 1e3
+    return times
+
+
+def busy(work: Iterable[Work]) -> float:
+    """Milliseconds in which anything ran."""
+    total, until = 0.0, float("-inf")
+    for _, begin, end in sorted(work, key=lambda one: one[1]):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total / 1e3
+
+
+def parts(run: Callable[[], object], milliseconds: float) -> dict[str, float]:
+    """Milliseconds of each part of `run` on the GPU; `host` is what is left of the `milliseconds` that it takes without
+    a profiler, in which the device waited."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    work = on_device(profiler.events())
+    return times_by_part(work) | {"host": max(0.0, milliseconds - busy(work))}
+
+
+def on_device(events: Sequence[object]) -> list[Work]:
+    """The kernels and copies among the profiler's events."""
+    found = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
+    return [(e.name, e.time_range.start, e.time_range.end) for e in found]  # type: ignore[attr-defined]

@@ -1,0 +1,201 @@
+"""Whole rollouts of a causal Wan 1.3B, chunk by chunk: headforce against what one would use instead, on one GPU.
+
+    PYTHONPATH=. python benchmarks/rollout.py [--quick] [--size 480p ...] [--frames 21 ...] [--out FILE.json]
+    PYTHONPATH=. python benchmarks/rollout.py --dry-run    # without a GPU: tiny shapes, every check, no times
+
+docs/performance.md says what each variant is, what is timed, and what is left out. In short: the model has the real
+dimensions and random weights; a chunk is 3 latent frames (12 frames of video), 4 noisy passes and a clean one; all
+variants run side by side in one process, in turn, chunk by chunk, on the same latents; batch 1, bfloat16, no text
+encoder, no VAE. Before anything is timed every variant is checked with a short model (`check.py`); one that is wrong,
+refuses or breaks gets no time. Exits with 1 if something is wrong or headforce breaks, with 2 if there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import first_chunk
+import torch
+from check import Checks
+from report import facts, write
+from rollout_report import compare, draw, table
+from side_by_side import FULL, Rollouts, batches, because, check
+from sides import (
+    COUNTS,
+    DENSE,
+    Settings,
+    Variant,
+    backends,
+    dense_eager,
+    grouped_eager,
+    ours,
+    plain_compiled,
+)
+from torch._dynamo.utils import counters
+from wan import CHUNK, DRY, RESOLUTIONS, WINDOW, Resolution, Video, config_of, example, make_model
+
+QUICK = ("a0", "a1", "b", "grouped forcing_kv", "headforce dense", "headforce forcing_kv", "headforce dummy_forcing")
+
+
+def all_variants(targets: Sequence[str]) -> list[Variant]:
+    """Every variant, in the order in which they run. What is compared with comes first."""
+    peers = [dense_eager("a0", best=False), dense_eager("a1", best=True), plain_compiled("b")]
+    peers += [grouped_eager(preset) for preset in COUNTS]
+    meanings = (DENSE, "self_forcing", *COUNTS)
+    return peers + [
+        ours(meaning, target, graphs) for target in targets for graphs in (False, True) for meaning in meanings
+    ]
+
+
+def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[str, Any]) -> None:
+    """All lengths at one resolution; the report is written after each."""
+    device = torch.device("cpu" if arguments.dry_run else "cuda")
+    dtype = torch.float32 if arguments.dry_run else torch.bfloat16
+    config = config_of(resolution, arguments.layers)
+    variants = chosen(arguments)
+    firsts = {
+        v.name: first_chunk.twice([*arguments.child, "--size", resolution.name], v.name)
+        for v in variants
+        if any(text in v.name for text in arguments.cold)
+    }
+    model = make_model(config, dtype, device)
+    settings = settings_of(arguments, config, device, dtype)
+    report["settings"]["sdpa"] = {"a0": settings.flash.name, "others": settings.best.name}
+    video = Video(config, example.SELF_FORCING_TIMESTEPS, dtype, device)
+    checked = check(variants, Checks(model, video, settings))
+    torch._dynamo.reset()
+    for frames in arguments.frames:
+        print(f"{resolution.name} {frames} frames", file=sys.stderr, flush=True)
+        results = {name: replace(result) for name, result in checked.items()}
+        right = [variant for variant in variants if results[variant.name].state == "ok"]
+        steady = frames // CHUNK - FULL
+        rollouts = Rollouts(model, video, settings, frames // CHUNK, 1 if steady >= 3 else 3)
+        room = torch.cuda.mem_get_info()[0] * 0.6 if rollouts.timed else float("inf")
+        for number, batch in enumerate(batches(right, config, dtype.itemsize, room)):
+            rollouts.run(batch, results, number)
+        for name, result in results.items():
+            result.first_chunk = firsts.get(name)
+        case = {"case": f"{resolution.name} {frames} frames", "config": asdict(config), "frames": frames}
+        case["variants"] = compare({name: asdict(result) for name, result in results.items()}, variants)
+        report["cases"].append(case)
+        write(report, arguments.out)
+
+
+def settings_of(arguments: argparse.Namespace, config: Any, device: torch.device, dtype: torch.dtype) -> Settings:
+    best, flash = backends(device, dtype, config.head_dim)
+    return Settings(device, arguments.inner, best, flash, whole=not arguments.blocks)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Variant]:
+    """The variants that were asked for."""
+    found = all_variants(arguments.targets)
+    if not arguments.only:
+        return found
+    return [v for v in found if any(v.name == text or v.name.startswith(f"{text} ") for text in arguments.only)]
+
+
+def report_first_chunk(arguments: argparse.Namespace) -> None:
+    """What a child does: makes a variant, and says how long its first chunk took."""
+    device = torch.device("cpu" if arguments.dry_run else "cuda")
+    dtype = torch.float32 if arguments.dry_run else torch.bfloat16
+    resolution = sizes(arguments)[0]
+    config = config_of(resolution, arguments.layers)
+    model, settings = make_model(config, dtype, device), settings_of(arguments, config, device, dtype)
+    video = Video(config, example.SELF_FORCING_TIMESTEPS, dtype, device)
+    variant = next(v for v in all_variants(arguments.targets) if v.name == arguments.first_chunk)
+    rollouts = Rollouts(model, video, settings, 1, 1)
+    try:
+        begin = time.perf_counter()
+        side = variant.build(model, settings)
+        rollouts._chunk(side, 0)
+        seconds = time.perf_counter() - begin
+        graphs = counters["stats"]["unique_graphs"]
+        first_chunk.say(
+            {"state": "ok", "reason": None, "seconds": seconds if rollouts.timed else None, "graphs": graphs}
+        )
+    except Exception as error:
+        result = because(error, variant)
+        first_chunk.say({"state": result.state, "reason": result.reason, "seconds": None})
+
+
+def sizes(arguments: argparse.Namespace) -> list[Resolution]:
+    if arguments.dry_run:
+        return [DRY]
+    wanted = arguments.size or ([RESOLUTIONS[0].name] if arguments.quick else [r.name for r in RESOLUTIONS])
+    return [resolution for resolution in RESOLUTIONS if resolution.name in wanted]
+
+
+def holds(report: dict[str, Any]) -> bool:
+    """Nothing is wrong, and nothing failed. To refuse is allowed, and so is a peer that does not fit into memory."""
+    results = [result for case in report["cases"] for result in case["variants"].values()]
+    states = [result["state"] for result in results]
+    states += [one["state"] for result in results for one in result["first_chunk"] or ()]
+    return not {"wrong", "failed"} & set(states)
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="480p, 30 frames, the main variants, block by block")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU: tiny shapes, checks, no times")
+    parser.add_argument("--size", action="append", choices=[r.name for r in (*RESOLUTIONS, DRY)], help="repeatable")
+    parser.add_argument("--frames", action="append", type=int, help="latent frames; repeatable; 21 and 120 without")
+    parser.add_argument("--layers", type=int, help="fewer compile sooner; ratios are then those of a shorter model")
+    parser.add_argument("--only", action="append", metavar="NAME", help="variants of this name; repeatable")
+    parser.add_argument("--target", action="append", dest="targets", help="of headforce; repeatable")
+    parser.add_argument("--inner", default=None, help="inductor; eager in a dry run")
+    parser.add_argument("--blocks", action="store_true", help="compile block by block, which is sooner done")
+    parser.add_argument("--cold", action="append", metavar="TEXT", help="time the first chunk of these; repeatable")
+    parser.add_argument("--first-chunk", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("out/rollout.json"), help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments.child = [word for word in given if word in ("--dry-run", "--blocks", "--quick")]
+    for name in ("layers", "inner"):
+        if getattr(arguments, name):
+            arguments.child += [f"--{name}", str(getattr(arguments, name))]
+    arguments.inner = arguments.inner or ("eager" if arguments.dry_run else "inductor")
+    arguments.blocks |= arguments.quick
+    arguments.targets = arguments.targets or (["sdpa"] if arguments.dry_run else ["triton", "hopper"])
+    arguments.child += [word for target in arguments.targets for word in ("--target", target)]
+    arguments.frames = arguments.frames or ([27] if arguments.dry_run else [30] if arguments.quick else [21, 120])
+    arguments.only = arguments.only or (list(QUICK) if arguments.quick else [])
+    arguments.cold = arguments.cold or []
+    if min(arguments.frames) < WINDOW or any(frames % CHUNK for frames in arguments.frames):
+        parser.error(f"a rollout has at least {WINDOW} frames, in chunks of {CHUNK}")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parsed(argv)
+    if not arguments.dry_run and not torch.cuda.is_available():
+        print("no CUDA device: times need one. --dry-run checks everything else without.", file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        torch.set_num_threads(1)  # tensors are so small that threads would wait for each other
+    torch.backends.cudnn.allow_tf32 = False  # the references are float32
+    # Dynamo counts the graphs of a function, and all sides run the same ones.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 512
+    if arguments.first_chunk:
+        report_first_chunk(arguments)
+        return 0
+    device = torch.device("cpu" if arguments.dry_run else "cuda")
+    named = ("dry_run", "quick", "frames", "layers", "targets", "inner", "blocks")
+    settings = {name: getattr(arguments, name) for name in named} | {"chunk": CHUNK, "window": WINDOW}
+    report = {"version": 1, "machine": facts(device), "settings": settings, "ok": False, "cases": []}
+    for resolution in sizes(arguments):
+        measure(arguments, resolution, report)
+    report["ok"] = holds(report)
+    write(report, arguments.out)
+    print(table(report))
+    draw(report, arguments.out.with_suffix(".png"))
+    return 0 if report["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Variants of `rollout.py` side by side: checked, run in turn chunk by chunk, timed, looked into."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from check import CHUNKS, Checks, error_of
+from parts import parts
+from peers import first_line
+from sides import DENSE, Settings, Side, Variant
+from torch import nn
+from torch._dynamo.utils import counters
+from wan import CHUNK, PIXEL_FRAMES, WINDOW, Video
+
+from headforce import HeadforceError
+
+FULL = WINDOW // CHUNK - 1
+"""The first chunk that reads the whole window: from here on a rollout is steady."""
+
+REFUSES = {"HF-CUDAGRAPHS", "HF-KERNEL", "HF-OPTION", "HF-TARGET"}
+"""What headforce may say for want of a device or a kernel."""
+
+
+@dataclass
+class Result:
+    """What came of a variant. Times are milliseconds, None where there is nothing to say.
+
+    `state`: ok, wrong, refused (it does not exist, or says that it cannot) or failed.
+    """
+
+    state: str = "ok"
+    reason: str | None = None
+    note: str = ""
+    error: float | None = None
+    allowed: float | None = None
+    control: float | None = None
+    difference: float | None = None
+    batch: int | None = None
+    chunk_ms: float | None = None
+    slowest_over_median: float | None = None
+    fps: float | None = None
+    parts: dict[str, float] | None = None
+    held_bytes: int | None = None
+    peak_bytes: int | None = None
+    graphs: int | None = None
+    later_graphs: int | None = None
+    first_chunk: list[dict[str, Any]] | None = None
+    over: dict[str, float | None] = field(default_factory=dict)
+
+
+def because(error: Exception, variant: Variant) -> Result:
+    """The result of a variant that raised."""
+    known = isinstance(error, HeadforceError) and error.code in REFUSES
+    known |= not variant.ours and isinstance(error, torch.OutOfMemoryError)
+    return Result("refused" if known else "failed", first_line(error))
+
+
+def check(variants: Sequence[Variant], checks: Checks) -> dict[str, Result]:
+    """Every variant against its reference."""
+    results = {}
+    for variant in variants:
+        print(f"  checking {variant.name}", file=sys.stderr, flush=True)
+        try:
+            found = checks(variant)
+        except Exception as error:
+            results[variant.name] = because(error, variant)
+            continue
+        result = Result(allowed=found.allowed, control=found.control)
+        result.error = found.error if found.error == found.error else None
+        if not found.error <= found.allowed:
+            result.state, result.reason = "wrong", f"error {found.error:.2g}, at most {found.allowed:.2g} is allowed"
+        results[variant.name] = result
+    return results
+
+
+class Rollouts:
+    """One resolution and length: all variants that are right, side by side.
+
+    Args:
+        chunks: of a video. videos: how many are measured, after one that warms up and evicts twice.
+    """
+
+    def __init__(self, model: nn.Module, video: Video, settings: Settings, chunks: int, videos: int) -> None:
+        self.model, self.video, self.settings = model, video, settings
+        self.chunks, self.videos = chunks, videos
+        self.timed = settings.device.type == "cuda"
+
+    def run(self, batch: Sequence[Variant], results: dict[str, Result], number: int) -> None:
+        """Fills in the results of the variants of a batch, which are in memory together."""
+        sides: dict[Variant, Side] = {}
+        for variant in batch:
+            self._guarded(variant, sides, results, lambda v=variant: sides.update({v: self._built(v)}))
+        graphs = {variant: [0, 0] for variant in sides}
+        times: dict[Variant, list[float]] = {variant: [] for variant in sides}
+        flows: dict[Variant, Any] = {}
+
+        def step(variant: Variant, chunk: int, measured: bool) -> None:
+            before = counters["stats"]["unique_graphs"]
+            spent, last = self._chunk(sides[variant], chunk)
+            graphs[variant][measured] += counters["stats"]["unique_graphs"] - before
+            if not all(bool(flow.isfinite().all()) for flow in last):
+                raise ArithmeticError(f"chunk {chunk} is not a number")
+            if measured and chunk >= FULL:
+                times[variant].append(spent)
+                flows[variant] = last
+
+        for measured in [False] + [True] * self.videos:
+            for chunk in range(self.chunks if measured else max(CHUNKS, self.chunks if self.videos > 1 else 0)):
+                for variant in list(sides):
+                    self._guarded(variant, sides, results, lambda v=variant, c=chunk, m=measured: step(v, c, m))
+        for variant in list(sides):
+            result = results[variant.name]
+            result.batch, (result.graphs, result.later_graphs) = number, graphs[variant]
+            result.held_bytes = sides[variant].held()
+            self._guarded(variant, sides, results, lambda v=variant: self._looked_into(v, sides[v], results, times))
+        self._differences(flows, results)
+        for side in sides.values():
+            side.close()
+
+    def _guarded(
+        self, variant: Variant, sides: dict[Variant, Side], results: dict[str, Result], run: Callable[[], Any]
+    ) -> None:
+        """Runs something of a variant. If it raises, the variant is out."""
+        try:
+            run()
+        except Exception as error:
+            checked = results[variant.name]
+            results[variant.name] = replace(because(error, variant), error=checked.error, allowed=checked.allowed)
+            side = sides.pop(variant, None)
+            if side is not None:
+                side.close()
+
+    def _built(self, variant: Variant) -> Side:
+        return variant.build(self.model, self.settings)
+
+    def _chunk(self, side: Side, chunk: int) -> tuple[float, list[torch.Tensor]]:
+        """Milliseconds of a chunk, from the first launch until the device is done, and its flows."""
+        passes = self.video.passes(chunk)
+        self._wait()
+        begin = time.perf_counter()
+        flows = side.chunk(chunk, passes, self.video.context)
+        self._wait()
+        return (time.perf_counter() - begin) * 1e3, flows
+
+    def _wait(self) -> None:
+        if self.timed:
+            torch.cuda.synchronize()
+
+    def _looked_into(
+        self, variant: Variant, side: Side, results: dict[str, Result], times: dict[Variant, list[float]]
+    ) -> None:
+        """Times, and one more chunk under the profiler."""
+        result = results[variant.name]
+        if not self.timed:
+            return
+        result.chunk_ms = statistics.median(times[variant])
+        result.slowest_over_median = max(times[variant]) / result.chunk_ms
+        result.fps = CHUNK * PIXEL_FRAMES / result.chunk_ms * 1e3
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self._chunk(side, self.chunks)
+        result.peak_bytes = torch.cuda.max_memory_allocated() - before + result.held_bytes
+        result.parts = parts(lambda: self._chunk(side, self.chunks + 1), result.chunk_ms)
+
+    def _differences(self, flows: dict[Variant, Any], results: dict[str, Result]) -> None:
+        """How far the whole model's last chunk is from that of the first variant which means the same."""
+        first: dict[str, Variant] = {}
+        for variant in flows:
+            meaning = DENSE if variant.meaning == "self_forcing" else variant.meaning
+            base = first.setdefault(meaning, variant)
+            results[variant.name].difference = None if base is variant else error_of(flows[variant], flows[base])
+
+
+def batches(variants: Sequence[Variant], config: Any, itemsize: int, room: float) -> list[list[Variant]]:
+    """Variants in their order, as many together as fit into `room` bytes."""
+    found: list[list[Variant]] = [[]]
+    left = room
+    for variant in variants:
+        size = variant.cache_bytes(config, itemsize)
+        if size > left and found[-1]:
+            found.append([])
+            left = room
+        found[-1].append(variant)
+        left -= size
+    return found
