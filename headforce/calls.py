@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -77,10 +78,17 @@ class Example:
         return self.model, *self.calls[0]
 
 
-def load_example(target: str) -> Example:
-    """The example that a target names: a function without arguments that returns one, or a class of models.
+Sizes = Mapping[str, int | tuple[int, ...]]
+"""Arguments of a function that makes an example, by name."""
+
+
+def load_example(target: str, sizes: Sizes | None = None) -> Example:
+    """The example that a target names: a function that returns one, or a class of models.
 
     A class will do if an adapter can make a small model of it, with random weights, and calls of it.
+
+    Args:
+        target: its function can be called without arguments. sizes: arguments for it, of those that `sizes_of` names.
 
     Raises HF-EXAMPLE for a name that is not there, or that gives no example.
     """
@@ -89,13 +97,32 @@ def load_example(target: str) -> Example:
         return _of_class(named, target)
     if not callable(named):
         raise HeadforceError("HF-EXAMPLE", site=target, found=_described(named), needed="a function or a class")
-    return Example.of(named(), target)
+    return Example.of(named(**(sizes or {})), target)
+
+
+def sizes_of(target: str) -> Sizes:
+    """The sizes that the function of a target lets one choose, as they are when nobody does.
+
+    These are its arguments whose default is a whole number of at least 1, or a tuple or list of such numbers.
+    """
+    named = _named(target)
+    if isinstance(named, type) or not callable(named):
+        return {}
+    defaults = {name: argument.default for name, argument in inspect.signature(named).parameters.items()}
+    lists = {name: tuple(value) for name, value in defaults.items() if isinstance(value, tuple | list) and value}
+    return {
+        **{name: value for name, value in defaults.items() if _is_size(value)},
+        **{name: values for name, values in lists.items() if all(map(_is_size, values))},
+    }
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _named(target: str) -> Any:
     place, _, name = target.rpartition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python` would find the packages next to the user
+    find_beside_user()
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise _missing(target, "no such file")
@@ -109,6 +136,12 @@ def _named(target: str) -> Any:
         return attrgetter(name)(names)
     except AttributeError as error:
         raise _missing(target, f"nothing of the name {name!r}") from error
+
+
+def find_beside_user() -> None:
+    """Makes the packages in the current folder importable, as they are for `python`."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _missing(target: str, found: str) -> HeadforceError:

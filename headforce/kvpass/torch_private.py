@@ -280,6 +280,11 @@ def compile_in_place(module: torch.nn.Module, before: tuple[Any]) -> None:
     (module._compiled_call_impl,) = before
 
 
+def compiling_seconds() -> float:
+    """Seconds that Dynamo and the compilers behind it have taken in this process so far."""
+    return float(torch._dynamo.utils.calculate_time_spent()["total_wall_time"])
+
+
 @contextlib.contextmanager
 def graph_break_messages() -> Iterator[list[str]]:
     """What Dynamo says about each graph break inside, as `TORCH_LOGS=graph_breaks` does. Its warnings are held back.

@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..kernels import reference
 from ..lowering import pool
@@ -176,9 +177,10 @@ def _without(head: HeadPlan, frames: FrameSet) -> HeadPlan:
 @_state_fault(FULL, IDENTITY)
 def committed_noisy_pass() -> Iterator[None]:
     """Pages keep what the first pass over a chunk wrote; the passes behind it change nothing."""
-    original, seen = reference.write_pages, set[tuple[int, ...]]()
+    original, by_pool = reference.write_pages, WeakTensorKeyDictionary()
 
     def write(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor) -> None:
+        seen: set[tuple[int, ...]] = by_pool.setdefault(k_pool, set())
         where = tuple(pages.tolist())
         if where not in seen:
             seen.difference_update({other for other in seen if set(other) & set(where)})

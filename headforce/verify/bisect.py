@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..calls import Example
-from ..kvpass.lower import MOST_SITES
 from ..policy import Policy
-from .rollout import Way, deviations, record
+from .rollout import Way, deviations, most_sites, record
 from .verdict import allowed
 
 
@@ -52,7 +48,7 @@ def bisect(example: Example, way: Way, limit: float | None = None) -> Culprit:
     def first_wrong(sites: int | None) -> tuple[int | None, float, int]:
         nonlocal runs
         runs += 1
-        with _most_sites(sites):
+        with most_sites(sites):
             found = record(example, replace(way, policy=Policy({}), canonical=True))
         errors = deviations(found, eager)
         wrong = next((i for i, error in enumerate(errors) if error > limit), None)
@@ -69,16 +65,3 @@ def bisect(example: Example, way: Way, limit: float | None = None) -> Culprit:
         else:
             wrong = middle
     return Culprit(call, error, runs, wrong - 1)
-
-
-@contextmanager
-def _most_sites(count: int | None) -> Iterator[None]:
-    before = os.environ.pop(MOST_SITES, None)
-    if count is not None:
-        os.environ[MOST_SITES] = str(count)
-    try:
-        yield
-    finally:
-        os.environ.pop(MOST_SITES, None)
-        if before is not None:
-            os.environ[MOST_SITES] = before

@@ -32,10 +32,12 @@ def _compile_options(command: Callable[..., None]) -> Callable[..., None]:
 @_compile_options
 @click.option("--policy", help="A policy file, or the name of a published system, to run with every check on besides.")
 @click.option("--labels", type=click.Path(path_type=Path), help="The label file of a system that needs one.")
+@click.option("--shrink/--no-shrink", default=True, show_default=True, help="Look for the smallest rollout that fails.")
 def verify(
     example: str,
     policy: str | None,
     labels: Path | None,
+    shrink: bool,
     limit: float | None,
     modules: tuple[str, ...],
     as_json: bool,
@@ -44,18 +46,30 @@ def verify(
     """Check a compiled model against the eager one over the calls of TARGET (see `headforce doctor`).
 
     Exits with 0 if all levels hold, with 1 if one does not. What fails is written to $HEADFORCE_FAILURES, or to
-    headforce-failures.
+    headforce-failures, and so is the smallest rollout that is found to fail like it: fewer calls, a plainer policy, and
+    smaller sizes if TARGET is a function with arguments such as `layers=2, chunks=(3, 3)`.
     """
-    from ..calls import load_example
     from ..presets import read_policy
+    from .case import Case
     from .rollout import Way
-    from .verdict import verify as verified
+    from .shrink import shrink as shrunk
 
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
         _import(modules)
         given = None if policy is None else read_policy(policy, labels)
-        verdict = verified(load_example(example), given, Way(**choices), limit)
-    click.echo(json.dumps(verdict.to_json()) if as_json else str(verdict))
+        case = Case(example, Way(**choices), given, limit, modules)
+        verdict = case.verdict()
+    if not as_json:
+        click.echo(str(verdict))
+    small = None
+    if shrink and not verdict.holds:
+        with contextlib.redirect_stdout(sys.stderr):
+            small = shrunk(case, verdict)
+    if as_json:
+        found = {} if small is None else {"smallest": small.to_json()}
+        click.echo(json.dumps({**verdict.to_json(), **found}))
+    elif small is not None:
+        click.echo(str(small))
     sys.exit(0 if verdict.holds else 1)
 
 
@@ -79,5 +93,8 @@ def bisect(example: str, limit: float | None, modules: tuple[str, ...], as_json:
 
 
 def _import(modules: tuple[str, ...]) -> None:
+    from ..calls import find_beside_user
+
+    find_beside_user()
     for name in modules:
         importlib.import_module(name)

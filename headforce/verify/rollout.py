@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 from ..calls import Example
 from ..errors import HeadforceError
 from ..kvpass.capture import find_model
+from ..kvpass.lower import MOST_SITES
 from ..kvpass.session import prepare
+from ..kvpass.torch_private import compiling_seconds
 from ..policy import Policy
 
 SEED = 0
@@ -26,6 +30,7 @@ class Way:
     Attributes:
         policy: what heads remember; None is the model as it is, eager.
         mode, target, inner, canonical, verify: as `headforce.prepare` and the backend take them.
+        writes: whether a check that fails leaves its folder.
     """
 
     policy: Policy | None = None
@@ -34,6 +39,7 @@ class Way:
     inner: str = "inductor"
     canonical: bool = False
     verify: str = "off"
+    writes: bool = True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,23 +49,31 @@ class Way:
 
 @dataclass
 class Recorded:
-    """A rollout: the tensors that each call returned, and what became of the model's attention."""
+    """A rollout: the tensors that each call returned, and what became of the model's attention.
+
+    `seconds` is the time of all calls without that of compiling, which is `compiling`.
+    """
 
     outputs: list[list[Tensor]] = field(default_factory=list)
     rewritten: int = 0
     refused: int = 0
     misses: int = 0
     launches: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    compiling: float = 0.0
 
 
-def record(example: Example, way: Way) -> Recorded:
+def record(example: Example, way: Way, found: Recorded | None = None) -> Recorded:
     """Makes the calls on a copy of the example, from one seed, and keeps what the model returns.
+
+    Args:
+        found: where to put it, for who wants to know how far a rollout came that raises.
 
     Raises HF-ADAPTER for a model that no adapter knows, HF-EXAMPLE if no call reaches the model, and whatever refuses.
     """
     copied = example.copied()
     model, _ = find_model(copied.model)
-    found = Recorded()
+    found = Recorded() if found is None else found
     torch._dynamo.reset()
     with ExitStack() as stack:
         stack.callback(torch._dynamo.reset)
@@ -70,11 +84,18 @@ def record(example: Example, way: Way) -> Recorded:
         if way.policy is not None:
             given = {"mode": way.mode, "canonical_order": way.canonical, "verify": way.verify}
             session = stack.enter_context(prepare(copied.model, way.policy, **given))
+            if not way.writes:
+                session.verify = replace(session.verify, folder=None)
             session.compile(**way.options)
         # Behind the session's own hook, which raises if the pass was not what it should be.
         hook = model.register_forward_hook(lambda _model, _args, output: found.outputs.append(list(_tensors(output))))
         stack.callback(hook.remove)
-        copied.run()
+        begin, compiled = time.perf_counter(), compiling_seconds()
+        try:
+            copied.run()
+        finally:
+            found.compiling = compiling_seconds() - compiled
+            found.seconds = time.perf_counter() - begin - found.compiling
         if session is not None:
             report = session.report
             found.rewritten, found.refused = report.count("rewritten"), report.count("refused")
@@ -95,6 +116,20 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, Sequence) and not isinstance(output, str):
         for value in output:
             yield from _tensors(value)
+
+
+@contextmanager
+def most_sites(count: int | None) -> Iterator[None]:
+    """Inside, only the first `count` sites of a graph run on the target; None for all."""
+    before = os.environ.pop(MOST_SITES, None)
+    if count is not None:
+        os.environ[MOST_SITES] = str(count)
+    try:
+        yield
+    finally:
+        os.environ.pop(MOST_SITES, None)
+        if before is not None:
+            os.environ[MOST_SITES] = before
 
 
 def deviations(found: Recorded, expected: Recorded) -> list[float]:

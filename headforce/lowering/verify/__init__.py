@@ -1,7 +1,7 @@
 """Checking what was planned, launched and written."""
 
 from .contents import Contents
-from .failure import write_launch, write_plan
+from .failure import publish, write_launch, write_plan
 from .launches import Deviation, deviation
 from .plan import check_operands, check_plan, check_tables
 from .settings import Verification
@@ -14,6 +14,7 @@ __all__ = [
     "check_plan",
     "check_tables",
     "deviation",
+    "publish",
     "write_launch",
     "write_plan",
 ]

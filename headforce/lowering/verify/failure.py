@@ -65,9 +65,14 @@ print("every plan is what the oracle says")
 
 
 def write_launch(
-    folder: Path, error: HeadforceError, case: Case, policy: Policy | None, plan: ChunkPlan | None
+    folder: Path | None, error: HeadforceError, case: Case, policy: Policy | None, plan: ChunkPlan | None
 ) -> HeadforceError:
-    """Writes a launch that failed, made as small as it goes; the error, which names the folder of it."""
+    """Writes a launch that failed, made as small as it goes; the error, which names the folder of it.
+
+    Without a folder nothing is written, and the error is as it was.
+    """
+    if folder is None:
+        return error
     small = shrink(case) if case.fails else case
     numbers = small.files()
     module = json.loads(numbers["case.json"])["registered_by"]
@@ -90,14 +95,19 @@ def write_launch(
 
 
 def write_plan(
-    folder: Path,
+    folder: Path | None,
     error: HeadforceError,
     policy: Policy,
     plan: ChunkPlan,
     tables: Mapping[str, Sequence[torch.Tensor]],
     **bound: Any,
 ) -> HeadforceError:
-    """Writes a plan that the oracle does not agree with. `bound`: layers, heads, tokens, native and batch."""
+    """Writes a plan that the oracle does not agree with. `bound`: layers, heads, tokens, native and batch.
+
+    Without a folder nothing is written, and the error is as it was.
+    """
+    if folder is None:
+        return error
     chunk = plan.chunk
     repro = PLAN_REPRO.format(summary=str(error), start=chunk.start, frames=chunk.frames, **bound)
     stored = json.dumps({name: [table.tolist() for table in of] for name, of in tables.items()})
@@ -145,6 +155,15 @@ def _of_policy(policy: Policy | None, plan: ChunkPlan | None) -> dict[str, bytes
     return files
 
 
+def publish(place: Path, files: Mapping[str, bytes]) -> Path:
+    """Writes the folder of a failure, and the versions it was seen with. HF-OPTION where nothing can be written."""
+    with Folder(place, "HF-OPTION") as out:
+        for name, data in {**files, "versions.json": _versions()}.items():
+            (out.staging / name).write_bytes(data)
+        out.publish()
+    return place
+
+
 def _versions() -> bytes:
     found = {"headforce": __version__, "torch": torch.__version__, "python": platform.python_version()}
     if torch.cuda.is_available():
@@ -153,12 +172,8 @@ def _versions() -> bytes:
 
 
 def _written(folder: Path, error: HeadforceError, files: dict[str, bytes], digest: str) -> HeadforceError:
-    """Puts the files into a folder whose name is the same for the same failure."""
-    place = folder / f"{error.code.removeprefix('HF-').lower()}-{digest}"
-    with Folder(place, "HF-OPTION") as out:
-        for name, data in {**files, "versions.json": _versions()}.items():
-            (out.staging / name).write_bytes(data)
-        out.publish()
+    """The error, which names the folder of it."""
+    place = publish(folder / f"{error.code.removeprefix('HF-').lower()}-{digest}", files)
     return HeadforceError(
         error.code,
         site=error.site,

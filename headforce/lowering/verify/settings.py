@@ -21,12 +21,12 @@ class Verification:
             targets compute against attention in float64, on some query rows of every read (V3); "full": on all rows,
             and that pages hold what was last written for their frame.
         every: launches of a layer from one that is looked at to the next, for "site".
-        folder: where failures are written to.
+        folder: where failures are written to; None writes none.
     """
 
     level: str = OFF
     every: int = 1
-    folder: Path = Path("headforce-failures")
+    folder: Path | None = Path("headforce-failures")
 
     @staticmethod
     def of(level: str | None, every: int = 1) -> Verification:
