@@ -145,6 +145,11 @@ CATALOGUE: dict[str, Entry] = {
         "Use another target, such as sdpa, or convert the tensors; docs/kernels.md says what each kernel takes.",
         "A dtype, head dim or layout, a device, or frames so short that this kernel was not made for them.",
     ),
+    "HF-CUDAGRAPHS": Entry(
+        "Passes were to be captured as CUDA graphs, and cannot be.",
+        "Leave `cudagraphs` out, or give it what the message asks for; docs/performance.md says what is captured.",
+        "A machine or a target that has no CUDA graphs, view mode, an input on the host, or sizes that change.",
+    ),
     "HF-TABLES": Entry(
         "Tables name heads, runs or rows that are not there.",
         "Of tables that headforce made this is a fault of headforce; please report it with the policy. Tables of your "

@@ -52,8 +52,7 @@ def test_the_options_of_the_page_are_those_of_the_code():
     from headforce.kvpass.options import Options
 
     page = set(rows("docs/usage.md", "## Options of `torch.compile`"))
-    # `cudagraphs` can only be off so far, so it is not on the page.
-    assert page == {field.name for field in dataclasses.fields(Options)} - {"cudagraphs"}
+    assert page == {field.name for field in dataclasses.fields(Options)}
 
 
 def test_the_session_of_the_page_is_that_of_the_code():

@@ -28,7 +28,7 @@ class Options:
         inner: the compiler that gets the rewritten graph: "inductor", "eager", or any registered backend.
         inner_mode: its mode, such as "max-autotune-no-cudagraphs"; `torch.compile(mode=...)` alone means the same.
         inner_options: its options.
-        cudagraphs: capture whole passes.
+        cudagraphs: capture passes and replay them; for prepared models in owned mode, on a CUDA device.
         on_refuse: "error" raises when an attention site was asked for and cannot be rewritten; "warn" leaves it alone.
         verify, every: what is checked while the model runs, as in `prepare`. For models that `prepare` did not see.
     """
@@ -61,8 +61,8 @@ def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
     for name, choices in _CHOICES.items():
         if values.get(name, choices[0]) not in choices:
             raise HeadforceError("HF-OPTION", site=name, found=repr(values[name]), needed=" or ".join(choices))
-    if values.get("cudagraphs"):
-        raise HeadforceError("HF-OPTION", site="cudagraphs", found="True", needed="False: passes are not captured yet")
+    if not isinstance(values.get("cudagraphs", False), bool):
+        raise HeadforceError("HF-OPTION", site="cudagraphs", found=repr(values["cudagraphs"]), needed="True or False")
     if values.get("target") is not None:
         find_target(values["target"])
     if isinstance(values.get("policy"), str | os.PathLike):

@@ -252,6 +252,11 @@ class Session:
         counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
         return [sum(layer) for layer in zip(*counts, strict=True)]
 
+    @property
+    def replays(self) -> int:
+        """How often a captured graph was replayed, for this model or another that shares its graphs."""
+        return sum(captured.replays for graph in self._graphs for captured in graph.captured)
+
     def compile(self, *, blocks: str | None = None, **options: Any) -> None:
         """Compiles the model in place, so that whoever holds it calls the compiled one, until `restore()`.
 

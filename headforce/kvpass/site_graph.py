@@ -20,13 +20,16 @@ from ..errors import HeadforceError
 from ..lowering.targets import default_target
 from ..lowering.watch import watching
 from . import torch_private
+from .captured import Captured
 from .checking import Checker
+from .cuda_graphs import find_recorder
 from .eligible import check_ownable, check_viewable
 from .inner import compile_inner
 from .layers import OBSERVED, OWNED, PLAIN, PROBED, VIEW, Caches, Layer, layer_of
-from .lower import lower_owned, lower_probed, lower_view
+from .lower import Lowered, lower_owned, lower_probed, lower_view
 from .notes import Notes
 from .options import Options
+from .parted import parted
 from .site import SiteReport
 from .site_reader import SiteReader
 from .unprepared import Unprepared
@@ -154,4 +157,21 @@ class SiteGraph:
             check(site)
         lowered = lower(module, self._examples, sites, self._target, self._device)
         self._notes.lowered(name, lowered.module)
+        if self.settings.cudagraphs:
+            return self._capturing(name, lowered)
         return compile_inner(lowered.module, lowered.examples, self.settings)
+
+    def _capturing(self, name: str, lowered: Lowered) -> Captured:
+        """A variant whose passes are captured; HF-CUDAGRAPHS where that cannot be."""
+        if name not in (OWNED, OBSERVED):
+            raise HeadforceError(
+                "HF-CUDAGRAPHS", site="cudagraphs", found=f"{name} mode", needed="a model prepared in owned mode"
+            )
+        recorder = find_recorder(self._device, self._target)
+        parts = parted(lowered.module, lowered.examples, len(lowered.examples) - len(self._examples))
+        return Captured(parts, compile_inner(parts.body, parts.examples, self.settings), recorder, self._device)
+
+    @property
+    def captured(self) -> list[Captured]:
+        """Its variants whose passes are captured."""
+        return [variant for variant in self._variants.values() if isinstance(variant, Captured)]

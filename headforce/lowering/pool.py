@@ -102,6 +102,8 @@ class PagePool:
         )
         check_pages(tables.pages, self.regions.pages)
         arrays = [torch.from_numpy(array) for array in (tables.reads, tables.runs, tables.pages)]
+        if shape.device.type == "cuda":
+            arrays = [array.pin_memory() for array in arrays]  # from other memory the host would wait for the copy
         if [t.shape for t in self._tables] != [a.shape for a in arrays]:
             with torch.inference_mode(False):
                 self._tables = tuple(torch.empty_like(a, device=self.shape.device) for a in arrays)

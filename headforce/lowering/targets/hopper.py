@@ -7,7 +7,7 @@ from torch import Tensor
 from .registry import target
 
 
-@target("hopper", least_rows=128, fuses_rope=True)
+@target("hopper", least_rows=128, fuses_rope=True, capturable=True)
 def hopper(
     query: Tensor,
     key: Tensor,

@@ -36,15 +36,19 @@ class Target(Protocol):
 _TARGETS: dict[str, Target] = {}
 _LEAST_ROWS: dict[str, int] = {}
 _FUSES_ROPE: set[str] = set()
+_CAPTURABLE: set[str] = set()
 
 
-def target(name: str, *, least_rows: int = 1, fuses_rope: bool = False) -> Callable[[Target], Target]:
+def target(
+    name: str, *, least_rows: int = 1, fuses_rope: bool = False, capturable: bool = False
+) -> Callable[[Target], Target]:
     """Decorator: registers a target under the name that `options={"target": name}` uses.
 
     Args:
         least_rows: how short a run may be; the compiled model refuses frames of fewer tokens.
         fuses_rope: RoPE of the chunk and its page write become `headforce::rotate_and_write`, in float32; otherwise
             the model's own arithmetic stays.
+        capturable: it reads tables where they are and never waits for the device, so that CUDA graphs can capture it.
     """
 
     def register(function: Target) -> Target:
@@ -52,6 +56,8 @@ def target(name: str, *, least_rows: int = 1, fuses_rope: bool = False) -> Calla
         _LEAST_ROWS[name] = least_rows
         if fuses_rope:
             _FUSES_ROPE.add(name)
+        if capturable:
+            _CAPTURABLE.add(name)
         return function
 
     return register
@@ -88,6 +94,12 @@ def fuses_rope(name: str) -> bool:
     """Whether the target comes with a rotation of its own."""
     find_target(name)
     return name in _FUSES_ROPE
+
+
+def capturable(name: str) -> bool:
+    """Whether CUDA graphs can capture the target."""
+    find_target(name)
+    return name in _CAPTURABLE
 
 
 def least_rows(name: str) -> int:

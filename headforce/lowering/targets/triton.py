@@ -7,7 +7,7 @@ from torch import Tensor
 from .registry import target
 
 
-@target("triton", fuses_rope=True)
+@target("triton", fuses_rope=True, capturable=True)
 def triton(
     query: Tensor,
     key: Tensor,
