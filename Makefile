@@ -6,7 +6,7 @@ GPU_PYTHON ?= python3
 GPU_BENCHMARK ?= --quick
 GPU_OUT ?= out/gpu
 # By name, so that what other tests import is not needed there.
-GPU_TESTS := tests/kernels/test_gpu.py tests/kvpass/test_gpu.py tests/kvpass/test_shell.py
+GPU_TESTS := tests/kernels/test_gpu.py tests/kvpass/test_gpu.py tests/kvpass/test_gpu_graphs.py tests/kvpass/test_shell.py
 WORKERS ?= 2
 # A policy file or a published system for the demo, such as POLICY=forcing_kv; without it the demo's own policy.
 POLICY ?=
@@ -56,6 +56,7 @@ gpu:
 	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider $(GPU_TESTS) || failed=1; \
 	$(GPU_PYTHON) benchmarks/planning.py || failed=1; \
 	$(GPU_PYTHON) benchmarks/attention.py $(GPU_BENCHMARK) --out $(GPU_OUT)/attention.json || failed=1; \
+	$(GPU_PYTHON) benchmarks/rollout.py $(GPU_BENCHMARK) --out $(GPU_OUT)/rollout.json || failed=1; \
 	exit $$failed
 
 clean:

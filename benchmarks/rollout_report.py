@@ -48,6 +48,7 @@ COLUMNS = {
     "peak GiB": (_gib("peak_bytes"), "{:.2f}"),
     "graphs": (lambda result: result["graphs"], "{}"),
     "later": (lambda result: result["later_graphs"], "{}"),
+    "replays": (lambda result: result["replays"], "{}"),
     "first s": (_first(0), "{:.0f}"),
     "again s": (_first(1), "{:.0f}"),
     "error": (lambda result: result["error"], "{:.1e}"),
@@ -89,6 +90,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             axes.bar_label(bars, ["" if v is None else f"{v:.3g}" for v in values], padding=3, fontsize=8)
             axes.set_title(f"{case['case']}: {title}", fontsize=9, loc="left")
             axes.tick_params(labelsize=8)
+            axes.margins(x=0.15)
             axes.invert_yaxis()
         row[1].set_yticklabels([])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ class Result:
     peak_bytes: int | None = None
     graphs: int | None = None
     later_graphs: int | None = None
+    replays: int | None = None
     first_chunk: list[dict[str, Any]] | None = None
     over: dict[str, float | None] = field(default_factory=dict)
 
@@ -117,7 +118,7 @@ class Rollouts:
         for variant in list(sides):
             result = results[variant.name]
             result.batch, (result.graphs, result.later_graphs) = number, graphs[variant]
-            result.held_bytes = sides[variant].held()
+            result.held_bytes, result.replays = sides[variant].held(), sides[variant].replays()
             self._guarded(variant, sides, results, lambda v=variant: self._looked_into(v, sides[v], results, times))
         self._differences(flows, results)
         for side in sides.values():

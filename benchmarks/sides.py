@@ -21,7 +21,6 @@ from wan import CHUNK, WINDOW, example, twin
 
 import headforce
 from headforce.demo.runner import compile_model
-from headforce.kvpass.session import Session
 from headforce.policy import BoundPolicy, Policy
 from headforce.presets import Labels, make_preset
 
@@ -96,7 +95,13 @@ def backends(device: torch.device, dtype: torch.dtype, dim: int) -> tuple[SDPBac
 
 @dataclass
 class Side:
-    """One variant, ready to run. `records` are what its heads decide, for the oracle to replay."""
+    """One variant, ready to run.
+
+    Attributes:
+        held: bytes of K and V that it holds. restart: makes its caches ready for another video.
+        records: what its heads decide, for the oracle to replay. close: takes back what was done to the model.
+        replays: how often a captured graph was replayed, if any is.
+    """
 
     name: str
     model: nn.Module
@@ -108,7 +113,7 @@ class Side:
     text: list[dict[str, Any]]
     records: Callable[[int, int], Any] = lambda layer, head: None
     close: Callable[[], None] = lambda: None
-    session: Session | None = None
+    replays: Callable[[], int | None] = lambda: None
 
     @torch.no_grad()
     def chunk(self, index: int, passes: Sequence[tuple[Tensor, Tensor]], context: Tensor) -> list[Tensor]:
@@ -239,7 +244,7 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
             _texts(own),
             record,
             session.restore,
-            session,
+            (lambda: session.replays) if cudagraphs else (lambda: None),
         )
 
     return Variant(name, meaning, build, ours=True)

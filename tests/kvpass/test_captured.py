@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from headforce.kvpass.captured import Captured
 from headforce.kvpass.cuda_graphs import CudaGraphs
 from headforce.kvpass.parted import parted
 from headforce.kvpass.site_graph import SiteGraph
+from headforce.lowering.watch import watching
 from headforce.policy import Policy, parse_rule
 from headforce.testing import assert_refused
 from headforce.testing.rerun import Rerun, rerunning
@@ -86,25 +88,6 @@ def test_weights_that_move_are_captured_again():
         replays = session.replays
         assert torch.equal(video(), before)
         assert session.replays == replays + 15
-
-
-def test_who_looks_on_sees_every_pass_run():
-    model = wan(sink_size=1)
-    with rerunning(), headforce.prepare(model, NEAR, verify="site") as session:
-        session.compile(inner="eager", cudagraphs=True)
-        Videos(model)()
-        assert session.launches == [15, 15]
-        assert session.replays == 0
-
-
-def test_block_by_block_every_layer_has_its_own_captures():
-    model = wan(sink_size=1)
-    expected = Videos(oracle_model(model, NEAR))()
-    with rerunning(), headforce.prepare(model, NEAR) as session:
-        session.compile(inner="eager", blocks="blocks", cudagraphs=True)
-        assert relative(Videos(model)(), expected) < 1e-5
-        assert session.replays > 0
-        assert max(one.captures for one in captured(session)) == len(model.blocks)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -188,6 +171,25 @@ def test_expanded_inputs_keep_their_strides():
         x = torch.full((1,), value).expand(2)
         assert torch.equal(run(table, 0, x)[0], table[:2] * value)
     assert run.replays == 2
+
+
+def test_memory_of_several_layers_is_captured_for_each():
+    parts, _ = halves()
+    run = Captured(replace(parts, stable=(True,)), parts.body.forward, Rerun(CPU, "sdpa"), CPU)
+    table, layers = torch.randn(8, 2), [torch.randn(2) for _ in range(3)]
+    for _ in range(4):
+        for x in layers:
+            assert torch.equal(run(table, 1, x)[0], table[1:3] * x)
+    assert (run.captures, run.replays) == (3, 9)
+
+
+def test_who_looks_on_sees_everything_run():
+    parts, _ = halves()
+    run = Captured(parts, parts.body.forward, Rerun(CPU, "sdpa"), CPU)
+    with watching(object()):
+        for _ in range(3):
+            run(torch.randn(8, 2), 1, torch.randn(2))
+    assert (run.captures, run.replays) == (0, 0)
 
 
 def test_results_are_the_callers_own():
