@@ -102,15 +102,22 @@ class Buffered:
         self._check_rows(view, short)
 
     def _segments(self, view: GraphView) -> tuple[tuple[Rows, ...], bool]:
-        """The rows of each part, and whether one is left out: the last has none as long as the sink is not full."""
+        """The rows of each part, and whether one is left out: the last has none as long as the sink is not full.
+
+        Parts that meet are one where the new rows begin in front of the last: those of a pass that fills the sink too.
+        """
         rows = [part.rows("seq", view) or Rows(sympy.S.Zero, self.capacity) for part in self.seen.parts]
-        while (
-            len(rows) > 1
-            and not view.ensure(sympy.Le(rows[-1].start, self.append.rows.start))
-            and view.ensure(sympy.Eq(rows[-1].start, rows[-1].stop))
-        ):
-            rows.pop()
-        return tuple(rows), len(rows) < len(self.seen.parts)
+        short = False
+        while len(rows) > 1 and not view.ensure(sympy.Le(rows[-1].start, self.append.rows.start)):
+            last = rows.pop()
+            if view.ensure(sympy.Eq(last.start, last.stop)):
+                short = True
+            elif view.ensure(sympy.Eq(rows[-1].stop, last.start)):
+                rows[-1] = Rows(rows[-1].start, last.stop)
+            else:
+                rows.append(last)
+                break
+        return tuple(rows), short
 
     def _check_order(self, view: GraphView, call: AttentionCall) -> None:
         place = view.order

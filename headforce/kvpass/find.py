@@ -16,6 +16,7 @@ from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
 from .recognize.prefill import unpadded
+from .sent_rows import sent_rows
 from .site import KEPT, Operand, Refusal, RopeForm, Site, SiteReport
 from .sources import behind
 from .torch_private import input_source
@@ -79,7 +80,12 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     key, value = settle(call.k, view), settle(call.v, view)
     writes = [view.order[n] for n in match.form.write_nodes] or [view.order[call.k_user]]
     _check_settled(view, [(query, view.order[call.k_user]), (new_key, min(writes)), (new_value, min(writes))])
-    rope, notes = _rope(view, query, new_key, rotated)
+    sent = sent_rows(view, new_key, new_value)
+    rope, notes = _rope(view, query, new_key if sent is None else sent.key, rotated)
+    if sent is not None and rope is not None:
+        if rotated is None and not view.facts.equal(rope.key_start, rope.query_start):
+            raise Refused("HF-CLOCK", "a query and a key of other frames", "one and the same frame for every row")
+        rope = replace(rope, key_factors=())  # they turn all rows that were sent
     if rotated is not None and (rope is None or rope.key_start is None):
         raise Refused("HF-ROPE", f"keys rotated after the cache ({notes[0]})", "a RoPE whose clock is in the graph")
     if match.form.kind == "cat" and not match.form.returned:
@@ -92,7 +98,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         name: dict(zip(c.layout, view.shape(c.node), strict=True))
         for name, c in (("q", query), ("k", new_key), ("v", new_value))
     }
-    _check_sizes(view, call, shapes, form.layout)
+    _check_sizes(view, call, shapes, shapes["k"]["seq"] if sent is None else sent.rows)
     return Site(
         name=module_path(call.node),
         where=source_line(call.node),
@@ -209,9 +215,8 @@ def _check_settled(view: GraphView, operands: list[tuple[Cursor, int]]) -> None:
             )
 
 
-def _check_sizes(
-    view: GraphView, call: AttentionCall, shapes: dict[str, dict[str, Any]], cache_layout: tuple[str, ...]
-) -> None:
+def _check_sizes(view: GraphView, call: AttentionCall, shapes: dict[str, dict[str, Any]], key_rows: sympy.Expr) -> None:
+    """`key_rows`: of the key before any of its rows were left out."""
     q, k, v = shapes["q"], shapes["k"], shapes["v"]
     known = all(s[axis].is_Integer for s in (q, k, v) for axis in ("head", "dim"))
     if not known:
@@ -223,7 +228,7 @@ def _check_sizes(
         view.facts.equal(q["batch"], k["batch"])
         and view.facts.equal(q["batch"], v["batch"])
         and view.facts.equal(k["seq"], v["seq"])
-        and view.ensure(sympy.Eq(q["seq"], k["seq"]))
+        and view.ensure(sympy.Eq(q["seq"], key_rows))
     )
     if not (fits and same):
         raise Refused(

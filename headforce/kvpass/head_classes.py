@@ -43,7 +43,7 @@ class HeadClasses:
         Raises HF-CLASSIFY if the stream has gone by the chunk that was to be measured.
         """
         stream = pool.stream
-        chunk, event = stream.chunk, stream.check_pass(facts.start, facts.frames)
+        chunk, event = stream.chunk, stream.check_pass(facts.start, facts.frames, facts.lead)
         if self.classes is not None or chunk is None or event in (Event.REPEAT, Event.RESET):
             return
         whole = facts.start >= chunk.stop or stream.closed
@@ -71,4 +71,4 @@ class HeadClasses:
         self._scale = site.scale
         tokens = facts.frames * facts.rows if measured else 0
         rows = sampled_rows(self.classify.queries, self.classify.seed, tokens)
-        self.queries.want(rows, facts, site)
+        self.queries.want(rows + facts.written.start, facts, site)

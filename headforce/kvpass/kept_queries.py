@@ -21,12 +21,14 @@ class KeptQueries:
         self.rows = torch.empty(0, dtype=torch.int64)
         self.kept: list[Tensor] = []
         self._layers = layers
+        self._wanted = self.rows
 
     def want(self, rows: Tensor, facts: PassFacts, site: Site, *, mean: bool = False) -> None:
         """Makes room for these rows, unless it is there: a pass that is run again writes to the same."""
         shape = (facts.batch, min(len(rows), 1) if mean else len(rows), site.heads, site.head_dim)
-        if len(rows) == len(self.rows) and self.kept and self.kept[0].shape == shape:
+        if self.kept and self.kept[0].shape == shape and torch.equal(rows, self._wanted):
             return
+        self._wanted = rows
         with torch.inference_mode(False):
             self.rows = rows.to(facts.device)
             self.kept = [torch.empty(shape, dtype=site.dtype, device=facts.device) for _ in range(self._layers)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import HeadforceError
 from ..lowering.state.select import asks_queries
+from .capture import Change
 from .torch_private import StorageKey, storage_key
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class PassFacts:
 
     Attributes:
         start, frames: the frames written, from RoPE. rows: tokens of a frame. batch: rows of the batch.
+        lead: frames that the pass sends right in front of them and does not write.
         first_row: the first row written, counted as the model counts (rows of its cache).
         evicted: rows that this pass rolled out of the cache. sink: rows that the roll left in front, or None without
             a roll.
@@ -61,12 +63,23 @@ class PassFacts:
     sink: int | None = None
     batch: int = 1
     key_start: int | None = None
+    lead: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def read_rows(self) -> int:
         """Rows that the model itself reads, the chunk included."""
         return sum(stop - first for first, stop in self.segments)
+
+    @property
+    def written(self) -> range:
+        """The query rows of the frames that are written."""
+        return range(self.lead * self.rows, (self.lead + self.frames) * self.rows)
+
+    def since(self, origin: int) -> PassFacts:
+        """The same with frames counted from `origin`, as streams count them."""
+        key_start = None if self.key_start is None else self.key_start - origin
+        return replace(self, start=self.start - origin, key_start=key_start) if origin else self
 
 
 @dataclass(eq=False)
@@ -118,6 +131,8 @@ class Caches(ABC):
         variant: which variant of a graph runs with them. session: the prepared model they belong to, if one is.
         layers: one for each cache, in the order of the layers. caches: the model's own, if it is prepared.
         text_caches: those of cross-attention in the last call.
+        change: what the running call says about the prompt, until its first site runs.
+        origin: the frame that the model calls by this number is frame 0 of the stream.
         rotation: how keys turn, set when the first site runs.
     """
 
@@ -127,10 +142,33 @@ class Caches(ABC):
     caches: list[LayerCache]
     rotation: Turning | None = None
     text_caches: Sequence[Any] = ()
+    change: Change | None = None
+    origin: int = 0
 
     @abstractmethod
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
         """A layer's site is about to run: checks the clock and plans, unless an earlier layer of this pass has."""
+
+    def counted(self, facts: PassFacts) -> PassFacts:
+        """The facts with frames counted from the beginning of the stream, once a change of the prompt was acted on."""
+        change, self.change = self.change, None
+        if change is Change.ANEW:
+            self.begin_anew()
+            self.origin = facts.start
+        elif facts.start == 0:
+            self.origin = 0
+        facts = facts.since(self.origin)
+        if change is Change.PROMPT:
+            self.prompt_changed(facts)
+        return facts
+
+    @abstractmethod
+    def begin_anew(self) -> None:
+        """Forgets the stream: what follows is another."""
+
+    @abstractmethod
+    def prompt_changed(self, facts: PassFacts) -> None:
+        """The prompt has switched in front of the pass that begins."""
 
     @abstractmethod
     def see_reset(self) -> None:

@@ -17,7 +17,7 @@ from ..lowering.state.select import check_selections
 from ..lowering.stream import Decider, Event, Stream
 from ..lowering.verify import Contents, check_plan, check_tables, write_plan
 from ..policy import Answer, Chunk, Rule
-from .capture import LayerCache
+from .capture import Change, LayerCache
 from .head_classes import HeadClasses
 from .kept_queries import KeptQueries
 from .layers import OBSERVED, OWNED, Caches, Layer, PassFacts, owned, variant_of
@@ -52,6 +52,7 @@ class OwnedCaches(Caches):
         self.queries = KeptQueries(len(caches)) if self.variant == OBSERVED else None
         self.contents = Contents() if session.verify.whole else None
         self._checked: ChunkPlan | None = None
+        self._switched_at: int | None = None
         for cache, (k, v), layer in zip(self.caches, self.shells, self.layers, strict=True):
             cache.replace(k, v)
             for shell in (k, v):
@@ -79,30 +80,40 @@ class OwnedCaches(Caches):
         self.stream = self.pool = None
 
     def see_reset(self) -> None:
-        if self.stream is not None and self.stream.chunk is not None and self.caches[0].is_empty():
-            self._begin_anew()
-            for layer in self.layers:
-                layer.evicted = 0
+        if self.running and self.caches[0].is_empty():
+            self.begin_anew()
+            self.origin = 0
 
     def _begins_anew(self, facts: PassFacts) -> bool:
         """Whether a pass is the first of another video. Its first layer sees that; for the others it is a repeat."""
         stream = self.stream
         return stream is not None and stream.history > 0 and stream.check_pass(facts.start, facts.frames) is Event.RESET
 
-    def _begin_anew(self) -> None:
-        assert self.stream is not None
-        if self.heads is None:
-            self.stream.reset()
-        else:  # the next video's heads are classified by themselves
+    def begin_anew(self) -> None:
+        self._switched_at = None
+        for layer in self.layers:
+            layer.evicted = 0
+        if self.heads is not None:  # the next video's heads are classified by themselves
             self.stream = self.pool = self.heads = None
+        elif self.stream is not None:
+            self.stream.reset()
 
     @property
     def running(self) -> bool:
         """Whether a video has begun and has not been reset."""
         return self.stream is not None and self.stream.chunk is not None
 
-    def switch(self, answer: Answer | None) -> int:
-        """The prompt switches, see `Session.switch`; the frames that have to be run again."""
+    def prompt_changed(self, facts: PassFacts) -> None:
+        """A switch by the model's own pipeline. The frames that the pass writes are those that are run again.
+
+        Pipelines empty the text caches again behind such a pass: a place in the stream has one switch.
+        """
+        stream = self.stream
+        if stream is not None and stream.chunk is not None and stream.end != self._switched_at:
+            self.switch(None, stream.end - facts.start if facts.start < stream.end else None)
+
+    def switch(self, answer: Answer | None, again: int | None = None) -> int:
+        """The prompt switches, see `Session.switch`; the frames that have to be run again, `again` if that is known."""
         if self.stream is None or self.pool is None or self.rotation is None:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
         policy = self.session.policy
@@ -112,7 +123,9 @@ class OwnedCaches(Caches):
                 found="a prompt switch before the heads are classified, and classes that do not answer alike",
                 needed="one once a chunk behind the measured one has begun, or one answer for all: switch('keep()')",
             )
-        return self.stream.switch(self._decider(), answer)
+        owed = self.stream.switch(self._decider(), answer, again)
+        self._switched_at = self.stream.end
+        return owed
 
     def _decider(self) -> Decider:
         assert self.pool is not None
@@ -121,11 +134,13 @@ class OwnedCaches(Caches):
 
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
         """A layer's site runs: checks the clock, and lets the stream advance if this is the first layer to do so."""
+        anew = self.change is Change.ANEW
+        facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
         native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
         if self.heads is not None and self._begins_anew(facts):
-            self._begin_anew()
+            self.begin_anew()
         if self.stream is None:
             policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
             of_model["tokens"] = facts.rows
@@ -147,11 +162,14 @@ class OwnedCaches(Caches):
             )
         if self.heads is not None:
             self.heads.before(facts, self.pool, self.rotation)
-        self.stream.begin(facts.start, facts.frames, self._decider())
+        self.stream.begin(facts.start, facts.frames, self._decider(), lead=facts.lead, again=anew)
+        if anew:
+            self._switched_at = self.stream.end
         if self.heads is not None:
             self.heads.begun(facts, site, self.stream)
         elif self.queries is not None:
-            self.queries.want(torch.arange(facts.frames * facts.rows), facts, site, mean=True)
+            written = torch.arange(facts.written.start, facts.written.stop)
+            self.queries.want(written, facts, site, mean=True)
         if self.stream.plan is not self._checked:
             # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
             self._check_native(facts, native)

@@ -39,6 +39,7 @@ class ProbedCaches(ViewCaches):
         self._rows = torch.empty(0, dtype=torch.int64)
 
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+        facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
         chunk = self._chunk(facts)
         keys = (*self._held(layer, facts, evicted), *chunk.queries)
@@ -52,6 +53,9 @@ class ProbedCaches(ViewCaches):
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """The rows that are measured, then room for the statistics of each layer."""
         return [self._rows, *(self._added[layer.number] for layer in layers)]
+
+    def prompt_changed(self, facts: PassFacts) -> None:
+        """What the policy would do is of no interest."""
 
     def see_reset(self) -> None:
         super().see_reset()

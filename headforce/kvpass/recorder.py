@@ -74,7 +74,7 @@ class Recorder:
         self.videos: list[VideoRecord] = []
         self.model: ModelFacts | None = None
         self.on_pass: Callable[[], object] | None = None
-        self._rows: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._rows: dict[tuple[int, int, int, torch.device], Tensor] = {}
 
     def begin(self, batch: int) -> VideoRecord:
         """A new batch of videos begins."""
@@ -95,11 +95,11 @@ class Recorder:
 
     def rows(self, facts: PassFacts) -> Tensor:
         """The query rows that are measured: int64, of every frame of the chunk as many."""
-        key = facts.frames, facts.rows, facts.device
+        key = facts.frames, facts.rows, facts.lead, facts.device
         if key not in self._rows:
             with torch.inference_mode(False):
                 rows = sampled_rows(self.queries, self.seed, facts.frames * facts.rows, facts.frames)
-                self._rows[key] = rows.to(facts.device)
+                self._rows[key] = (rows + facts.written.start).to(facts.device)
         return self._rows[key]
 
     def clear(self) -> None:

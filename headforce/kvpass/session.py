@@ -17,7 +17,7 @@ from ..errors import HeadforceError
 from ..lowering.verify import Verification
 from ..policy import Answer, Policy, Rule, parse_answer
 from ..presets import Labels, read_policy
-from .capture import Adapter, LayerCache, find_model
+from .capture import Adapter, Change, LayerCache, find_model
 from .layers import OWNED, VIEW, Caches, Layer, layer_of
 from .owned_caches import OwnedCaches
 from .report import Report
@@ -132,12 +132,22 @@ class Session:
         else:
             current = self._known(states)
             current.see_reset()
-        current.text_caches = self.adapter.text_caches(model, args, kwargs)
+        texts = self.adapter.text_caches(model, args, kwargs)
+        current.change = self._change(model, args, kwargs, current, texts)
+        current.text_caches = texts
         self.refusal = None
         stack = _ACTIVE.__dict__.setdefault("stack", [])
         shims = contextlib.ExitStack()
         shims.enter_context(self.adapter.shims(model, args, kwargs))
         stack.append((self, current, [layer.launches for layer in current.layers], shims))
+
+    def _change(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], current: Caches, texts: Sequence[Any]
+    ) -> Change | None:
+        """What a call says about the prompt: nothing at the start of a stream, or with text caches of its own."""
+        change = self.adapter.change(model, args, kwargs)
+        same = [id(text) for text in texts] == [id(text) for text in current.text_caches]
+        return change if current.chunk is not None and (same or change is Change.ANEW) else None
 
     def _after(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         if model is not self.model or not getattr(_ACTIVE, "stack", []) or _ACTIVE.stack[-1][0] is not self:

@@ -30,6 +30,7 @@ class SiteReader:
                 -1 if unknown else rope.query_start,
                 1 if unknown else rope.tokens_per_frame,
                 site.query_rows,
+                cache.append.stop - cache.append.start,
                 cache.append.start,
                 cache.capacity,
                 cache.roll.evicted if cache.roll else 0,
@@ -61,17 +62,21 @@ class SiteReader:
 
     def facts(self, args: Sequence[Any]) -> PassFacts:
         """What the site shows of a pass; HF-FRAME for a part of a frame. Without a clock, `start` is -1."""
-        start, rows, tokens, first_row, cache_rows, evicted, sink, batch, key_start, *bounds = self._numbers(args)
-        if tokens % rows:
+        start, rows, tokens, written, first_row, cache_rows, evicted, sink, batch, key_start, *bounds = self._numbers(
+            args
+        )
+        if tokens % rows or written % rows or not written:
             raise HeadforceError(
                 "HF-FRAME",
                 site=self.site.name,
-                found=f"{tokens} query rows with {rows} tokens in a frame",
+                found=f"{tokens} query rows and {written} rows written, with {rows} tokens in a frame",
                 needed="whole frames",
             )
+        lead = (tokens - written) // rows
         return PassFacts(
-            start=start,
-            frames=tokens // rows,
+            start=start + lead if start >= 0 else start,
+            frames=written // rows,
+            lead=lead,
             rows=rows,
             first_row=first_row,
             cache_rows=cache_rows,

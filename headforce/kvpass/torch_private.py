@@ -310,6 +310,11 @@ def graph_break_messages() -> Iterator[list[str]]:
         general.setLevel(before[2])
 
 
+def recompile_limit_of(graphs: int) -> Any:
+    """While the context is open, a function may have `graphs` graphs at least."""
+    return torch._dynamo.config.patch(recompile_limit=max(graphs, torch._dynamo.config.recompile_limit))
+
+
 def without_recompile_limit() -> Any:
     """A context in which Dynamo compiles every variant of a graph instead of running the model as it is after a few."""
     return torch._dynamo.config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)

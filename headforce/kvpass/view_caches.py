@@ -15,6 +15,7 @@ from ..errors import HeadforceError
 from ..lowering.clock import Clock
 from ..lowering.plan import ChunkPlan
 from ..policy import Chunk, FrameSet
+from ..policy.switch import KEEP_ALL
 from .capture import LayerCache
 from .layers import VIEW, Caches, Layer, PassFacts, viewed
 from .site import Site
@@ -63,6 +64,7 @@ class ViewCaches(Caches):
             cache.replace(*cache.tensors())
 
     def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+        facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
         chunk = self._chunk(facts)
         held = self._held(layer, facts, evicted)
@@ -92,9 +94,19 @@ class ViewCaches(Caches):
 
     def see_reset(self) -> None:
         if self.caches and self.caches[0].is_empty():
-            self._clock = Clock()
-            for layer in self.layers:
-                layer.evicted = 0
+            self.begin_anew()
+            self.origin = 0
+
+    def begin_anew(self) -> None:
+        self._clock = Clock()
+        for layer in self.layers:
+            layer.evicted = 0
+
+    def prompt_changed(self, facts: PassFacts) -> None:
+        if any(answer != KEEP_ALL for answer in self.plans.policy.on_switch.values()):
+            raise HeadforceError(
+                "HF-VIEW", found="a prompt switch that the policy answers, in view mode", needed="owned mode"
+            )
 
     def lose_sight(self, layer: Layer) -> None:
         """A pass of this layer ran without us: what it evicted and which chunk it was is not known."""
@@ -124,7 +136,7 @@ class ViewCaches(Caches):
                 raise HeadforceError(
                     "HF-VIEW", found="a warm-up over a past that is joined by cat", needed="a policy without warm-up"
                 )
-            return Chunk(0, facts.start, facts.frames)
+            return Chunk(0, facts.start, facts.frames, facts.lead)
         unseen = self._clock.chunk is None or any(layer.evicted is None for layer in self.layers)
         if unseen and facts.start > self._clock.end:
             if warmup is not None and self._index < warmup.chunks:
@@ -133,10 +145,10 @@ class ViewCaches(Caches):
                     found=f"a pass at frame {facts.start} after {self._clock.end} frames that were seen",
                     needed="every chunk of the warm-up compiled by headforce",
                 )
-            chunk = Chunk(self._index + 1, facts.start, facts.frames)
+            chunk = Chunk(self._index + 1, facts.start, facts.frames, facts.lead)
             self._clock = Clock(chunk, facts.start, (*self._clock.starts, facts.start))
         else:
-            _, self._clock = self._clock.step(facts.start, facts.frames)
+            _, self._clock = self._clock.step(facts.start, facts.frames, facts.lead)
         assert self._clock.chunk is not None
         return self._clock.chunk
 

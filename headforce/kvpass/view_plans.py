@@ -60,7 +60,7 @@ class ViewPlans:
         planner = self._planner(native, heads, chunk, facts)
         plan = planner.plan(chunk)
         arrays = operand_tables(plan, held, facts.rows, facts.batch, processors_of(facts.device))
-        rows, tokens = (len(held) + chunk.frames) * facts.rows, chunk.frames * facts.rows
+        rows, tokens = (len(held) + chunk.frames) * facts.rows, (chunk.lead + chunk.frames) * facts.rows
         check_bounds(*arrays, batch=facts.batch, heads=heads, tokens=tokens, rows=rows)
         if self.verify:
             check_operands(planner.policy, plan, arrays, held, facts.rows)

@@ -57,12 +57,18 @@ class Clock:
         """Frames of the stream, those of the running pass included."""
         return max(self.history, self.chunk.stop if self.chunk else 0)
 
-    def step(self, start: int, frames: int) -> tuple[Event, Clock]:
-        """What a pass over frames start..start+frames-1 is, and the clock while it runs; HF-CLOCK for a gap."""
-        if start < 0 or frames < 1:
-            raise HeadforceError("HF-CLOCK", found=f"a pass of {frames} frames at {start}", needed="frames from 0 on")
+    def step(self, start: int, frames: int, lead: int = 0) -> tuple[Event, Clock]:
+        """What a pass over frames start..start+frames-1 is, and the clock while it runs; HF-CLOCK for a gap.
+
+        `lead`: frames that it sends in front of them, see `Chunk`.
+        """
+        if start < 0 or frames < 1 or not 0 <= lead <= start:
+            in_front = f" behind {lead} that it does not write" if lead else ""
+            raise HeadforceError(
+                "HF-CLOCK", found=f"a pass of {frames} frames at {start}{in_front}", needed="frames from 0 on"
+            )
         now = self.chunk
-        if now is not None and (start, frames) == (now.start, now.frames) and not self.closed:
+        if now is not None and (start, frames, lead) == (now.start, now.frames, now.lead) and not self.closed:
             return Event.REPEAT, self
         if start == 0 and self.owed != 0:
             return Event.RESET, Clock(Chunk(0, 0, frames), 0, (0,))
@@ -88,6 +94,6 @@ class Clock:
         if start < history:
             index = bisect_right(self.starts, start) - 1
             owed = start + frames if self.owed is not None and start + frames < history else None
-            return Event.REWRITE, Clock(Chunk(index, start, frames), history, self.starts, owed=owed)
+            return Event.REWRITE, Clock(Chunk(index, start, frames, lead), history, self.starts, owed=owed)
         starts = tuple(s for s in self.starts if s < start)
-        return Event.ADVANCE, Clock(Chunk(len(starts), start, frames), history, (*starts, start))
+        return Event.ADVANCE, Clock(Chunk(len(starts), start, frames, lead), history, (*starts, start))

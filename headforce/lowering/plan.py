@@ -178,13 +178,14 @@ class Planner:
         for reading in readings:
             items += [(reading, item) for item in reading.items]
             items += [(reading, part_item) for part_item in reading.parts]
+        first = chunk.start - chunk.lead
         distances = [
             (abs(query - position), query, frame, item.kind)
             for reading, item in items
-            for query in (reading.queries[0], reading.queries[-1])
+            for query in (first if chunk.start in reading.queries else reading.queries[0], reading.queries[-1])
             for frame, position in zip(item.stand, item.positions, strict=True)
         ]
-        distances.append((chunk.frames - 1, chunk.stop - 1, chunk.start, "the current chunk"))
+        distances.append((chunk.stop - 1 - first, chunk.stop - 1, first, "the current chunk"))
         far, query, frame, kind = max(distances)
         if far > allowed:
             raise HeadforceError(

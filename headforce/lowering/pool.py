@@ -96,7 +96,8 @@ class PagePool:
         )
         shape = self.shape
         _, batch, heads = self.regions.base.shape
-        tokens = tables.pages.shape[-1] * shape.rows
+        assert self.stream.chunk is not None
+        tokens = (self.stream.chunk.lead + tables.pages.shape[-1]) * shape.rows
         check_bounds(
             tables.reads, tables.runs, batch=batch, heads=heads, tokens=tokens, rows=self.regions.pages * shape.rows
         )

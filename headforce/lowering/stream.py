@@ -110,36 +110,48 @@ class Stream:
 
     # --- passes -------------------------------------------------------------------------------------------------
 
-    def begin(self, start: int, frames: int, decide: Decider | None = None) -> Event:
+    def begin(
+        self, start: int, frames: int, decide: Decider | None = None, *, lead: int = 0, again: bool = False
+    ) -> Event:
         """A pass over frames start..start+frames-1 begins.
+
+        `lead`: frames that it sends in front of them, see `Chunk`. `again`: whether it runs frames again that were made
+        chunk by chunk, so that the stream does not go on in chunks of this size.
 
         Raises HF-CLOCK for a gap, HF-FORGOTTEN if its rules read frames that are no longer held, HF-HORIZON past the
         policy's horizon, HF-POSITION for a distance out of range, HF-DECISION if a rule has state and nothing decides.
         All of these leave the stream as it was.
         """
-        event, clock = self._clock.step(start, frames)
+        event, clock = self._clock.step(start, frames, lead)
         if event is not Event.REPEAT:
-            self._enter(event, clock, decide)
+            self._enter(event, clock, decide, again or event is Event.REWRITE)
         self.events[event] += 1
         return event
 
-    def check_pass(self, start: int, frames: int) -> Event:
+    def check_pass(self, start: int, frames: int, lead: int = 0) -> Event:
         """What a pass would be; HF-CLOCK or HF-HORIZON if it is none, whatever is held. Changes nothing."""
-        event, clock = self._clock.step(start, frames)
+        event, clock = self._clock.step(start, frames, lead)
         assert clock.chunk is not None
         self.policy.check_horizon(clock.chunk)
         return event
 
-    def switch(self, decide: Decider | None = None, answer: Answer | None = None) -> int:
+    @property
+    def end(self) -> int:
+        """Frames of the stream, those of the running pass included."""
+        return self._clock.end
+
+    def switch(self, decide: Decider | None = None, answer: Answer | None = None, again: int | None = None) -> int:
         """The prompt switches: what was run becomes history, and every rule does with it what it says.
 
-        `answer` goes before what the rules themselves say. Returns how many of the newest frames have to be run again
-        before the stream goes on. Raises HF-CLOCK before the first pass, and what `begin` raises, HF-POSITION for a cut
-        that goes beyond the policy's `position_range` among it; the stream is then as it was.
+        `answer` goes before what the rules themselves say, and `again` before how many of the newest frames they want
+        to be run again. Returns how many have to be before the stream goes on. Raises HF-CLOCK before the first pass,
+        and what `begin` raises, HF-POSITION for a cut that goes beyond the policy's `position_range` among it; the
+        stream is then as it was.
         """
         if self.chunk is None:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
-        again = max((min((answer or r.on_switch).again, self._clock.end) for r in self.policy.distinct), default=0)
+        if again is None:
+            again = max((min((answer or r.on_switch).again, self._clock.end) for r in self.policy.distinct), default=0)
         clock = self._clock.close(again)
         memories = [self._committed(lane, clock, decide) if lane.memory else None for lane in self.lanes]
         for lane, memory in zip(self.lanes, memories, strict=True):
@@ -151,7 +163,7 @@ class Stream:
         amended = {}
         for rule in self.policy.distinct:
             before = self.amended.get(rule.text, Amended())
-            held = self._held_by(rule.text)
+            held = self._held_by(rule.text) if again else None
             amended[rule.text] = before.after(answer or rule.on_switch, rule.rule, clock.history, held)
         # A stream that could not go on would be refused at every pass from here on.
         self.planner.plan(Chunk(len(clock.starts), clock.history, 1), self._memories(memories), amended)
@@ -190,7 +202,7 @@ class Stream:
         self._rhythms = set()
         self._longest = 0
 
-    def _enter(self, event: Event, clock: Clock, decide: Decider | None) -> None:
+    def _enter(self, event: Event, clock: Clock, decide: Decider | None, again: bool) -> None:
         chunk = clock.chunk
         assert chunk is not None
         self.policy.check_horizon(chunk)
@@ -206,13 +218,13 @@ class Stream:
             _check_held(lane, next_, plan)
         settled = event is Event.ADVANCE and any(lane.rule.warmup_chunks == chunk.index > 0 for lane in self.lanes)
         if not settled:
-            self._make_room(chunk, coming)
+            self._make_room(chunk, coming, again)
         for i, (lane, next_) in enumerate(zip(self.lanes, coming, strict=True)):
             self._commit(i, lane, next_)
             lane.slots.keep(next_.live | next_.behind | written)
         if settled:
             self._settle(chunk)
-            self._make_room(chunk, coming)
+            self._make_room(chunk, coming, again)
         for lane in self.lanes:
             lane.slots.take(chunk.queries)
         if event is not Event.RESET:
@@ -284,9 +296,9 @@ class Stream:
         assert now is not None
         return Chunk(len(clock.starts), clock.history, now.frames)
 
-    def _make_room(self, chunk: Chunk, coming: Sequence[_Next]) -> None:
+    def _make_room(self, chunk: Chunk, coming: Sequence[_Next], again: bool) -> None:
         """Grows the regions for a stream that goes on in chunks of this size, unless that was done before."""
-        rooms = self._rooms(chunk)
+        rooms = {} if again else self._rooms(chunk)
         written = FrameSet.interval(chunk.start, chunk.stop)
         grown = False
         for lane, next_ in zip(self.lanes, coming, strict=True):

@@ -125,8 +125,9 @@ def fill(
         runs[members, : len(relative)] = part
         begin = 0
         for j, (reading, its_runs) in enumerate(zip(plan.readings, its_parts, strict=True)):
-            query_row = (reading.queries[0] - chunk.start) * rows
-            reads[members, j, 2:4] = query_row, len(reading.queries) * rows
+            first, stop = reading.queries[0] - chunk.start, reading.queries[-1] + 1 - chunk.start
+            query_row = (first + chunk.lead) * rows if first else 0  # frames in front read what the first frame reads
+            reads[members, j, 2:4] = query_row, (stop + chunk.lead) * rows - query_row
             reads[members, j, 4] = first_run[members] + begin
             reads[members, j, 5] = len(its_runs)
             key_rows[members, j] = its_runs[:, 1].sum()

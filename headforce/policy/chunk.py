@@ -12,12 +12,14 @@ from ..errors import HeadforceError
 class Chunk:
     """`frames` consecutive frames denoised together, beginning at frame `start`; the `index`-th chunk of its stream.
 
-    Frames 0..start-1 are committed when the chunk runs.
+    Frames 0..start-1 are committed when the chunk runs. A pass may send `lead` frames right in front of the chunk too,
+    whose keys and values it does not write: they read what frame `start` reads, and nothing reads them.
     """
 
     index: int
     start: int
     frames: int
+    lead: int = 0
 
     @property
     def stop(self) -> int:

@@ -156,13 +156,14 @@ class Amended:
     forgotten: FrameSet = EMPTY
     cuts: tuple[tuple[int, int], ...] = ()
 
-    def after(self, answer: Answer, rule: Rule, committed: int, held: FrameSet) -> Amended:
-        """The same after one more switch. `held` are the frames that still have a page.
+    def after(self, answer: Answer, rule: Rule, committed: int, held: FrameSet | None) -> Amended:
+        """The same after one more switch.
 
-        A stream that goes back may ask for survivors that its rule could not reach any more from where it was.
+        A stream that goes back to run frames again may ask for survivors that its rule could not reach any more from
+        where it was. `held` are then the frames that still have a page; None for one that does not go back.
         """
         survivors = answer.survivors(rule, committed)
-        gone = FrameSet.interval(0, committed) - (survivors & held if answer.again else survivors)
+        gone = FrameSet.interval(0, committed) - (survivors if held is None else survivors & held)
         cuts = (*self.cuts, (committed, answer.jump)) if answer.jump else self.cuts
         return Amended(self.forgotten | gone, cuts)
 

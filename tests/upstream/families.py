@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checkout import Checkout
 from .krea import krea
@@ -21,6 +22,7 @@ from .run import (
     TextEncoder,
     Vae,
     arguments_of,
+    noise,
     run_of,
     small,
     wan,
@@ -72,17 +74,50 @@ def rolling_forcing(path: Path) -> Run:
 
 def longlive(path: Path, window: int = 9, sink: int = 3) -> Run:
     """`CausalInferencePipeline` of version 1, whose caches are made anew for every video."""
+    return run_of(*_longlive(path, "causal_inference", "CausalInferencePipeline", window, sink))
+
+
+def longlive_interactive(path: Path, window: int = 9, sink: int = 3, *, global_sink: bool = True) -> Run:
+    """`InteractiveCausalInferencePipeline` of version 1 with three prompts: at each switch the newest frames run again
+    in one pass with the new text, before the window is full and behind it. With `global_sink` the sink stays."""
+    kind = "InteractiveCausalInferencePipeline"
+    pipeline, arguments = _longlive(path, "interactive_causal_inference", kind, window, sink, global_sink=global_sink)
+    plain = run_of(pipeline, arguments)
+    frames = arguments.num_frame_per_block
+
+    def switches(chunks: int) -> list[int]:
+        return [frames * chunk for chunk in range(2, chunks, 2)][:2]
+
+    def video(seed: int, chunks: int) -> Tensor:
+        torch.manual_seed(seed)
+        texts = [[f"text {seed} {i}"] for i in range(1 + len(switches(chunks)))]
+        with torch.no_grad():
+            result: Tensor = pipeline.inference(
+                noise(seed, chunks * frames),
+                text_prompts_list=texts,
+                switch_frame_indices=switches(chunks),
+                return_latents=True,
+            )[1]
+        return result
+
+    return replace(plain, video=video, passes=lambda chunks: plain.passes(chunks) + len(switches(chunks)))
+
+
+def _longlive(path: Path, module: str, kind: str, window: int, sink: int, **own: Any) -> tuple[Any, SimpleNamespace]:
     checkout = wan(path, "utils.memory")
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
     model_class.from_pretrained = small(model_class)
     wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
     settings = {"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0}
-    arguments = arguments_of(model_kwargs=SimpleNamespace(**settings))
-    module = checkout.load("pipeline.causal_inference")
-    pipeline = module.CausalInferencePipeline(
-        arguments, torch.device("cpu"), wrapper(**settings, is_causal=True), TextEncoder(), Vae()
+    arguments = arguments_of(model_kwargs=SimpleNamespace(**settings), **own)
+    pipeline = getattr(checkout.load(f"pipeline.{module}"), kind)(
+        arguments,
+        torch.device("cpu"),
+        generator=wrapper(**settings, is_causal=True),
+        text_encoder=TextEncoder(),
+        vae=Vae(),
     )
-    return run_of(pipeline, arguments)
+    return pipeline, arguments
 
 
 def causvid(path: Path) -> Run:
@@ -111,6 +146,8 @@ def causvid(path: Path) -> Run:
     return run_of(pipeline, arguments)
 
 
+LONGLIVE_1 = "https://github.com/NVlabs/LongLive (branch v1.0)"
+
 FAMILIES = {
     family.name: family
     for family in (
@@ -127,7 +164,17 @@ FAMILIES = {
             "HF-CLOCK",
         ),
         Family("reward-forcing", "https://github.com/JaydenLyh/Reward-Forcing", reward_forcing, 4, "HF-CLOCK"),
-        Family("longlive-1", "https://github.com/NVlabs/LongLive (branch v1.0)", longlive, 5),
+        Family("longlive-1", LONGLIVE_1, longlive, 5),
+        Family("longlive-1-interactive", LONGLIVE_1, longlive_interactive, 6, checkout="longlive-1", graphs=9),
+        Family(
+            "longlive-1-interactive-new-sink",
+            LONGLIVE_1,
+            partial(longlive_interactive, global_sink=False),
+            6,
+            checkout="longlive-1",
+            graphs=9,
+            fills=True,
+        ),
         Family("longlive-2", "https://github.com/NVlabs/LongLive", longlive_2, 5),
     )
 }

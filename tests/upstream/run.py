@@ -45,13 +45,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Family:
-    """A repository. `make` gives the same weights every time. `refusal`: the code if `prepare` does not take it."""
+    """A repository, or one way of using it.
+
+    Attributes:
+        make: gives the same weights every time. chunks: of a video. refusal: the code if `prepare` does not take it.
+        checkout: the name of its folder, if it is not that of the family. graphs: the most that it may have.
+        fills: whether a pass writes a whole cache, so that no policy holds less.
+    """
 
     name: str
     url: str
     make: Callable[[Path], Run]
     chunks: int
     refusal: str = ""
+    checkout: str = ""
+    graphs: int = 5
+    fills: bool = False
 
 
 class TextEncoder(nn.Module):

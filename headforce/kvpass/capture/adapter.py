@@ -8,6 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from enum import Enum
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -21,6 +22,17 @@ ENTRY_POINTS = "headforce.adapters"
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 """The arguments of one call of a model, by place and by name."""
+
+
+class Change(Enum):
+    """What a call says about the prompt.
+
+    PROMPT: it is the first with another text. ANEW: it is too, and the first frame that it sends is frame 0 of what
+    follows: of the frames before it nothing is kept.
+    """
+
+    PROMPT = "prompt"
+    ANEW = "anew"
 
 
 class LayerCache(ABC):
@@ -100,6 +112,13 @@ class Adapter(ABC):
         """Makes the next pass compute keys and values of its text anew. `caches` is what `text_caches` gave."""
         if caches:
             raise NotImplementedError(f"{type(self).__name__} names text caches, but does not say how to empty them")
+
+    def change(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Change | None:
+        """Whether the prompt has changed before this call, for families whose own pipelines switch prompts.
+
+        None for most. A stream that has not begun, and text caches that are not those of the last call, are no change.
+        """
+        return None
 
     def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
         """A small model of a class of this family, with random weights, and calls that fill its cache and evict.

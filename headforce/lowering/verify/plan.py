@@ -162,7 +162,7 @@ def _decoded(reads: list[list[int]], runs: list[list[int]], chunk: Chunk, rows: 
         if any(length % grain for _, length, _ in its_runs) or query_row % rows or query_rows % rows:
             keys.append((-1, 0))  # rows that are not whole pieces come out as a place that there is not
         for query in range(query_row // rows, (query_row + query_rows) // rows):
-            found.setdefault((b, head, chunk.start + query), []).extend(keys)
+            found.setdefault((b, head, chunk.start - chunk.lead + query), []).extend(keys)
     return found
 
 
@@ -186,7 +186,8 @@ def _check_keys(
             for part, position in zip(item.parts, item.positions, strict=True):
                 read.append((place[1][part.content], rows // part.of, position - part.at))
         wanted = [(row + i, shift) for row, length, shift in read for i in range(0, length, grain)]
-        for query in reading.queries:
+        in_front = range(chunk.start - chunk.lead, chunk.start) if chunk.start in reading.queries else ()
+        for query in (*in_front, *reading.queries):
             keys = found.pop((b, head, query), [])
             _expect(layer, head, f"(row, shift) of query frame {query}", sorted(keys), sorted(wanted))
 

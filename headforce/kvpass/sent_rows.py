@@ -1,0 +1,62 @@
+"""Passes that send more rows than they cache: those in front are seen by nobody afterwards.
+
+Accepted: the last rows of what was sent, the same ones of K and V; `n` may depend on the call, and may be 0.
+
+    k = rope(k);  cache[:, a:b] = k[:, n:];  cache_v[:, a:b] = v[:, n:];  attention(q, ...)   # q has rows for all of k
+
+Counter-examples: rows that are cached and followed by others that are not (HF-CACHE-RANGE); other rows of K than of V
+(HF-KV-RANGE).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import sympy
+
+from .buffer import rows_text, same_rows
+from .graph_view import GraphView
+from .history import Trace, trace
+from .normal_form import Cursor
+from .recognize import Refused
+
+
+class Sent(NamedTuple):
+    """The key of every row that was sent, and how many there are."""
+
+    key: Cursor
+    rows: sympy.Expr
+
+
+def sent_rows(view: GraphView, new_key: Cursor, new_value: Cursor) -> Sent | None:
+    """What was sent, if `new_key` and `new_value` are only the last rows of it; None where all rows are cached.
+
+    Raises HF-CACHE-RANGE and HF-KV-RANGE for rows that are not the last, or not the same of K and V.
+    """
+    k, v = (_sliced(view, cursor) for cursor in (new_key, new_value))
+    if k is None and v is None:
+        return None
+    if k is None or v is None:
+        raise Refused("HF-KV-RANGE", f"a part of {'V' if k is None else 'K'} alone cached", "the same rows of both")
+    key, value = k.spans["seq"], v.spans["seq"]
+    total, other = (Trace(side.cursor, {}).rows("seq", view) for side in (k, v))
+    if total is None or other is None or same_rows(view, [(key, value), (total, other)]) is not None:
+        raise Refused("HF-KV-RANGE", f"rows {rows_text(key)} of K but {rows_text(value)} of V", "the same rows")
+    if not view.ensure(sympy.Eq(key.stop, total.stop)):
+        raise Refused(
+            "HF-CACHE-RANGE",
+            f"rows {rows_text(key)} of {total.stop} that were sent are cached",
+            "all rows that a pass sends, or the last of them",
+        )
+    return Sent(k.cursor, total.stop)
+
+
+def _sliced(view: GraphView, cursor: Cursor) -> Trace | None:
+    """The tensor out of which rows were taken, and which; None if none were, or if other dims were cut too."""
+    steps = list(trace(view, cursor))
+    if set(steps[-1].spans) != {"seq"}:
+        return None
+    found = next(step for step in steps if step.spans == steps[-1].spans)
+    rows, whole = found.spans["seq"], Trace(found.cursor, {}).rows("seq", view)
+    all_of_it = whole is not None and same_rows(view, [(rows, whole)]) is None
+    return None if all_of_it else found
