@@ -26,7 +26,7 @@ import torch
 from check import Checks
 from report import facts, write
 from rollout_report import compare, draw, table
-from side_by_side import FULL, Rollouts, batches, because, check
+from side_by_side import Plan, Rollouts, batches, because, check
 from sides import (
     COUNTS,
     DENSE,
@@ -43,7 +43,16 @@ from wan import CHUNK, DRY, RESOLUTIONS, WINDOW, Resolution, Video, config_of, e
 
 from headforce.testing.rerun import rerunning
 
-QUICK = ("a0", "a1", "b", "grouped forcing_kv", "headforce dense", "headforce forcing_kv", "headforce dummy_forcing")
+QUICK = (
+    "a0",
+    "a1",
+    "b",
+    *(f"grouped {preset}" for preset in COUNTS),
+    *(f"headforce {meaning} triton" for meaning in (DENSE, *COUNTS)),
+    "headforce forcing_kv hopper",
+    "headforce forcing_kv triton graphs",
+)
+"""Variants of `--quick`: the whole model is compiled in one piece only for the last of them."""
 
 
 def all_variants(targets: Sequence[str]) -> list[Variant]:
@@ -78,9 +87,11 @@ def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[
         print(f"{resolution.name} {frames} frames", file=sys.stderr, flush=True)
         results = {name: replace(result) for name, result in checked.items()}
         right = [variant for variant in variants if results[variant.name].state == "ok"]
-        steady = frames // CHUNK - FULL
-        rollouts = Rollouts(model, video, settings, frames // CHUNK, 1 if steady >= 3 else 3)
-        room = torch.cuda.mem_get_info()[0] * 0.6 if rollouts.timed else float("inf")
+        rollouts = Rollouts(model, video, settings, Plan.of(frames, timed=not arguments.dry_run))
+        room = float("inf")
+        if rollouts.on_gpu:
+            torch.cuda.empty_cache()
+            room = torch.cuda.mem_get_info()[0] * 0.6  # the rest is for activations
         for number, batch in enumerate(batches(right, config, dtype.itemsize, room)):
             rollouts.run(batch, results, number)
         for name, result in results.items():
@@ -99,9 +110,9 @@ def settings_of(arguments: argparse.Namespace, config: Any, device: torch.device
 def chosen(arguments: argparse.Namespace) -> list[Variant]:
     """The variants that were asked for."""
     found = all_variants(arguments.targets)
-    if not arguments.only:
-        return found
-    return [v for v in found if any(v.name == text or v.name.startswith(f"{text} ") for text in arguments.only)]
+    if arguments.only:
+        return [v for v in found if any(v.name == text or v.name.startswith(f"{text} ") for text in arguments.only)]
+    return [v for v in found if v.name in QUICK] if arguments.quick and not arguments.dry_run else found
 
 
 def report_first_chunk(arguments: argparse.Namespace) -> None:
@@ -113,7 +124,7 @@ def report_first_chunk(arguments: argparse.Namespace) -> None:
     model, settings = make_model(config, dtype, device), settings_of(arguments, config, device, dtype)
     video = Video(config, example.SELF_FORCING_TIMESTEPS, dtype, device)
     variant = next(v for v in all_variants(arguments.targets) if v.name == arguments.first_chunk)
-    rollouts = Rollouts(model, video, settings, 1, 1)
+    rollouts = Rollouts(model, video, settings, Plan(1, 1, 0, timed=not arguments.dry_run))
     try:
         begin = time.perf_counter()
         side = variant.build(model, settings)
@@ -121,7 +132,7 @@ def report_first_chunk(arguments: argparse.Namespace) -> None:
         seconds = time.perf_counter() - begin
         graphs = counters["stats"]["unique_graphs"]
         first_chunk.say(
-            {"state": "ok", "reason": None, "seconds": seconds if rollouts.timed else None, "graphs": graphs}
+            {"state": "ok", "reason": None, "seconds": seconds if rollouts.plan.timed else None, "graphs": graphs}
         )
     except Exception as error:
         result = because(error, variant)
@@ -168,10 +179,11 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     arguments.targets = arguments.targets or (["sdpa"] if arguments.dry_run else ["triton", "hopper"])
     arguments.child += [word for target in arguments.targets for word in ("--target", target)]
     arguments.frames = arguments.frames or ([27] if arguments.dry_run else [30] if arguments.quick else [21, 120])
-    arguments.only = arguments.only or (list(QUICK) if arguments.quick else [])
     arguments.cold = arguments.cold or []
     if min(arguments.frames) < WINDOW or any(frames % CHUNK for frames in arguments.frames):
         parser.error(f"a rollout has at least {WINDOW} frames, in chunks of {CHUNK}")
+    if not chosen(arguments):
+        parser.error(f"no variant is called {', '.join(arguments.only)}")
     return arguments
 
 

@@ -43,6 +43,7 @@ class Result:
     difference: float | None = None
     batch: int | None = None
     chunk_ms: float | None = None
+    processor_ms: float | None = None
     slowest_over_median: float | None = None
     fps: float | None = None
     parts: dict[str, float] | None = None
@@ -80,25 +81,42 @@ def check(variants: Sequence[Variant], checks: Checks) -> dict[str, Result]:
     return results
 
 
-class Rollouts:
-    """One resolution and length: all variants that are right, side by side.
+@dataclass(frozen=True)
+class Plan:
+    """How much is run.
 
-    Args:
-        chunks: of a video. videos: how many are measured, after one that warms up and evicts twice.
+    Attributes:
+        chunks: of a video. videos: how many are measured. warm_up: chunks of a video in front of them.
+        steady: the first chunk of a video whose time counts. timed: whether times are taken.
     """
 
-    def __init__(self, model: nn.Module, video: Video, settings: Settings, chunks: int, videos: int) -> None:
-        self.model, self.video, self.settings = model, video, settings
-        self.chunks, self.videos = chunks, videos
-        self.timed = settings.device.type == "cuda"
+    chunks: int
+    videos: int
+    warm_up: int
+    steady: int = FULL
+    timed: bool = True
+
+    @staticmethod
+    def of(frames: int, timed: bool) -> Plan:
+        """For a video of so many frames: at least three steady chunks, behind a video that evicts twice."""
+        chunks = frames // CHUNK
+        return Plan(chunks, 1 if chunks - FULL >= 3 else 3, CHUNKS, timed=timed)
+
+
+class Rollouts:
+    """One resolution and length: all variants that are right, side by side."""
+
+    def __init__(self, model: nn.Module, video: Video, settings: Settings, plan: Plan) -> None:
+        self.model, self.video, self.settings, self.plan = model, video, settings, plan
+        self.on_gpu = settings.device.type == "cuda"
 
     def run(self, batch: Sequence[Variant], results: dict[str, Result], number: int) -> None:
         """Fills in the results of the variants of a batch, which are in memory together."""
-        sides: dict[Variant, Side] = {}
+        plan, sides = self.plan, dict[Variant, Side]()
         for variant in batch:
             self._guarded(variant, sides, results, lambda v=variant: sides.update({v: self._built(v)}))
         graphs = {variant: [0, 0] for variant in sides}
-        times: dict[Variant, list[float]] = {variant: [] for variant in sides}
+        times: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in sides}
         flows: dict[Variant, Any] = {}
 
         def step(variant: Variant, chunk: int, measured: bool) -> None:
@@ -107,12 +125,12 @@ class Rollouts:
             graphs[variant][measured] += counters["stats"]["unique_graphs"] - before
             if not all(bool(flow.isfinite().all()) for flow in last):
                 raise ArithmeticError(f"chunk {chunk} is not a number")
-            if measured and chunk >= FULL:
+            if measured and chunk >= plan.steady:
                 times[variant].append(spent)
                 flows[variant] = last
 
-        for measured in [False] + [True] * self.videos:
-            for chunk in range(self.chunks if measured else max(CHUNKS, self.chunks if self.videos > 1 else 0)):
+        for measured in [False] + [True] * plan.videos:
+            for chunk in range(plan.chunks if measured else plan.warm_up):
                 for variant in list(sides):
                     self._guarded(variant, sides, results, lambda v=variant, c=chunk, m=measured: step(v, c, m))
         for variant in list(sides):
@@ -140,34 +158,42 @@ class Rollouts:
     def _built(self, variant: Variant) -> Side:
         return variant.build(self.model, self.settings)
 
-    def _chunk(self, side: Side, chunk: int) -> tuple[float, list[torch.Tensor]]:
-        """Milliseconds of a chunk, from the first launch until the device is done, and its flows."""
+    def _chunk(self, side: Side, chunk: int) -> tuple[tuple[float, float], list[torch.Tensor]]:
+        """Milliseconds of a chunk, from the first launch until the device is done, by the clock on the wall and of the
+        processor; and its flows."""
         passes = self.video.passes(chunk)
         self._wait()
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         flows = side.chunk(chunk, passes, self.video.context)
         self._wait()
-        return (time.perf_counter() - begin) * 1e3, flows
+        return ((time.perf_counter() - begin[0]) * 1e3, (time.process_time() - begin[1]) * 1e3), flows
 
     def _wait(self) -> None:
-        if self.timed:
+        if self.on_gpu:
             torch.cuda.synchronize()
 
     def _looked_into(
-        self, variant: Variant, side: Side, results: dict[str, Result], times: dict[Variant, list[float]]
+        self,
+        variant: Variant,
+        side: Side,
+        results: dict[str, Result],
+        times: dict[Variant, list[tuple[float, float]]],
     ) -> None:
-        """Times, and one more chunk under the profiler."""
+        """Times; and on a GPU one more chunk for the memory that it takes, and one under the profiler."""
         result = results[variant.name]
-        if not self.timed:
+        if not self.plan.timed:
             return
-        result.chunk_ms = statistics.median(times[variant])
-        result.slowest_over_median = max(times[variant]) / result.chunk_ms
+        wall, processor = zip(*times[variant], strict=True)
+        result.chunk_ms, result.processor_ms = statistics.median(wall), statistics.median(processor)
+        result.slowest_over_median = max(wall) / result.chunk_ms
         result.fps = CHUNK * PIXEL_FRAMES / result.chunk_ms * 1e3
+        if not self.on_gpu:
+            return
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        self._chunk(side, self.chunks)
+        self._chunk(side, self.plan.chunks)
         result.peak_bytes = torch.cuda.max_memory_allocated() - before + result.held_bytes
-        result.parts = parts(lambda: self._chunk(side, self.chunks + 1), result.chunk_ms)
+        result.parts = parts(lambda: self._chunk(side, self.plan.chunks + 1), result.chunk_ms)
 
     def _differences(self, flows: dict[Variant, Any], results: dict[str, Result]) -> None:
         """How far the whole model's last chunk is from that of the first variant which means the same."""
