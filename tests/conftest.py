@@ -1,8 +1,12 @@
-"""Makes the examples importable, gives hypothesis its profiles, and has kernels interpreted where there is no GPU."""
+"""Makes the examples importable, gives hypothesis its profiles, has kernels interpreted where there is no GPU, and
+keeps the garbage collector quick."""
 
+import gc
 import os
 import sys
 from pathlib import Path
+
+import pytest
 
 # Triton looks at this when it is imported, and torch imports triton when it likes.
 if not Path("/dev/nvidiactl").exists():
@@ -19,3 +23,10 @@ else:
     settings.register_profile("default", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
     settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> None:
+    """What Dynamo keeps of earlier graphs grows with every test; no later collection has to walk over it."""
+    gc.collect()
+    gc.freeze()

@@ -18,8 +18,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-@pytest.mark.parametrize("sink", [0, 1])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("sink", "batch"), [(0, 1), (1, 2)])
 def test_bitwise_in_canonical_order(sink: int, batch: int) -> None:
     model = wan(sink_size=sink)
     eager = videos(model, model.config, FILL_EVICT_RESTART, batch)
@@ -65,7 +64,7 @@ def test_inductor_is_within_rounding() -> None:
 
 def test_irregular_chunks() -> None:
     model = wan(sink_size=1)
-    lengths = ([1, 3, 3, 2, 3, 1], [2, 2, 2, 2])
+    lengths = ([1, 3, 3, 2], [2, 2])
     eager = videos(model, model.config, lengths)
     with headforce.prepare(model, policy=NATIVE, canonical_order=True, verify="plan"):
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})

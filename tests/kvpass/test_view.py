@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -50,8 +49,7 @@ def bare(policy: Policy, **options: object) -> dict[str, object]:
     return {**EAGER, "policy": policy, **options}
 
 
-@pytest.mark.parametrize("sink", [0, 1])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("sink", "batch"), [(0, 2), (1, 1)])
 def test_native_is_bitwise(sink: int, batch: int) -> None:
     model = wan(sink_size=sink)
     eager = videos(model, model.config, FILL_EVICT_RESTART, batch)
@@ -70,8 +68,7 @@ def test_bfloat16_is_bitwise() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, eager, strict=True))
 
 
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("prepared", "batch"), [(False, 2), (True, 1)])
 def test_compiled_equals_eager_masked_to_the_oracle(prepared: bool, batch: int) -> None:
     policy = Policy.loads(BY_LAYER)
     model = wan(sink_size=1)
@@ -132,7 +129,7 @@ def test_irregular_chunks_and_a_warm_up() -> None:
     reference = Policy.loads(
         "headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a\nwarmup: {chunks: 2, rule: 'sink(1) | span(5)'}"
     )
-    lengths = ([1, 3, 3, 2, 3, 1], [2, 2, 2, 2])
+    lengths = ([1, 3, 3, 2],)
     expected = videos(oracle_model(model, reference), model.config, lengths)
     result = videos(
         torch.compile(model, backend="headforce", options=bare(policy, verify="plan")), model.config, lengths
@@ -172,14 +169,13 @@ def test_owned_and_view_share_graphs() -> None:
         session.restore()
 
 
-@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad], ids=["inference_mode", "no_grad"])
-def test_grad_modes_copies_and_reloaded_weights(context: Callable[[], AbstractContextManager[None]]) -> None:
+def test_inference_mode_copies_and_reloaded_weights() -> None:
     model, other = wan(0, sink_size=1), wan(1, sink_size=1)
     policy = Policy.loads(BY_LAYER)
     expected = [videos(oracle_model(m, policy), model.config, ([3] * 4,))[0] for m in (model, other)]
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, backend="headforce", options=bare(policy))
-    with context():
+    with torch.inference_mode():
         assert relative(videos(compiled, model.config, ([3] * 4,))[0], expected[0]) < TOLERANCE
         model.load_state_dict(other.state_dict())
         assert relative(videos(compiled, model.config, ([3] * 4,))[0], expected[1]) < TOLERANCE
@@ -190,12 +186,12 @@ def test_grad_modes_copies_and_reloaded_weights(context: Callable[[], AbstractCo
 def test_dynamic_shapes_and_dynamo_reset() -> None:
     model = wan(sink_size=1)
     policy = Policy.loads(HEADS)
-    expected = videos(oracle_model(model, policy), model.config, ([3] * 4, [3] * 3))
+    expected = videos(oracle_model(model, policy), model.config, ([3] * 3, [3] * 2))
     compiled = torch.compile(model, backend="headforce", options=bare(policy), dynamic=True)
     rollout = Rollout(compiled, model.config, (1000.0, 625.0))
-    assert relative(rollout.generate(text(model.config), [3] * 4, seed=0), expected[0]) < TOLERANCE
+    assert relative(rollout.generate(text(model.config), [3] * 3, seed=0), expected[0]) < TOLERANCE
     torch._dynamo.reset()
-    assert relative(rollout.generate(text(model.config), [3] * 3, seed=1), expected[1]) < TOLERANCE
+    assert relative(rollout.generate(text(model.config), [3] * 2, seed=1), expected[1]) < TOLERANCE
 
 
 def test_autocast_equals_autocast_eager() -> None:
@@ -244,8 +240,7 @@ def test_a_policy_that_treats_layers_alike_needs_no_numbers() -> None:
     assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_caches_that_are_views_of_one_tensor(stacked: bool) -> None:
+def test_caches_that_are_views_of_one_tensor() -> None:
     policy = Policy.loads(BY_LAYER)
     model = wan(sink_size=1)
     expected = videos(oracle_model(model, policy), model.config, LENGTHS)
@@ -253,7 +248,11 @@ def test_caches_that_are_views_of_one_tensor(stacked: bool) -> None:
     rollout._prepare_caches(text(model.config))
     whole = torch.zeros(2, 2, *rollout.kv_cache[0]["k"].shape)
     for layer, cache in enumerate(rollout.kv_cache):
-        cache["k"], cache["v"] = whole[layer] if stacked else whole[:, layer]
+        cache["k"], cache["v"] = whole[:, layer]
+    result = rollout.generate(text(model.config), LENGTHS[0], seed=0)
+    assert relative(result, expected[0]) < TOLERANCE
+    for layer, cache in enumerate(rollout.kv_cache):
+        cache["k"], cache["v"] = whole[layer]
     result = rollout.generate(text(model.config), LENGTHS[0], seed=0)
     assert relative(result, expected[0]) < TOLERANCE
 
@@ -361,8 +360,8 @@ def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> Non
 @pytest.mark.parametrize(
     ("rule", "chunks"),
     [
-        ("window(3)", [6, 3, 3, 3]),  # a prefill, after which chunks are shorter
-        ("window(4)", [3, 1, 1, 1, 1]),
+        ("window(3)", [6, 3, 3]),  # a prefill, after which chunks are shorter
+        ("window(4)", [3, 1, 1, 1]),
         ("window(3) & native()", [3] * 4),
     ],
 )

@@ -69,8 +69,10 @@ def test_protocols(protocol, core):
         assert bool(form.returned) == (protocol in ("cat_past", "cat_window"))
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize(("protocol", "sink", "window"), [("append", 1, 5), ("append_short_window", 0, 4)])
+@pytest.mark.parametrize(
+    ("protocol", "sink", "window", "dynamic"),
+    [("append", 1, 5, None), ("append", 1, 5, True), ("append_short_window", 0, 4, None)],
+)
 def test_filling_first_roll_and_rolling(protocol, sink, window, dynamic):
     """The same site in every graph; its expressions give the rows of every pass."""
     recorder = rollout(zoo.SelfAttention(protocol=protocol), chunks=6, dynamic=dynamic)
