@@ -104,10 +104,21 @@ class Plan:
 
 
 class Rollouts:
-    """One resolution and length: all variants that are right, side by side."""
+    """One resolution and length: all variants that are right, side by side.
 
-    def __init__(self, model: nn.Module, video: Video, settings: Settings, plan: Plan) -> None:
-        self.model, self.video, self.settings, self.plan = model, video, settings, plan
+    Args:
+        observe: told after every chunk of a variant, and how many milliseconds it took.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        video: Video,
+        settings: Settings,
+        plan: Plan,
+        observe: Callable[[Variant, int, float], None] = lambda *_: None,
+    ) -> None:
+        self.model, self.video, self.settings, self.plan, self.observe = model, video, settings, plan, observe
         self.on_gpu = settings.device.type == "cuda"
 
     def run(self, batch: Sequence[Variant], results: dict[str, Result], number: int) -> None:
@@ -122,6 +133,7 @@ class Rollouts:
         def step(variant: Variant, chunk: int, measured: bool) -> None:
             before = counters["stats"]["unique_graphs"]
             spent, last = self._chunk(sides[variant], chunk)
+            self.observe(variant, chunk, spent[0])
             graphs[variant][measured] += counters["stats"]["unique_graphs"] - before
             if not all(bool(flow.isfinite().all()) for flow in last):
                 raise ArithmeticError(f"chunk {chunk} is not a number")
