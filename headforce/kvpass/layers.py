@@ -152,6 +152,8 @@ class Caches(ABC):
     def counted(self, facts: PassFacts) -> PassFacts:
         """The facts with frames counted from the beginning of the stream, once a change of the prompt was acted on."""
         change, self.change = self.change, None
+        if change is Change.ANEW and facts.start == 0:
+            change = Change.PROMPT  # all frames so far run again
         if change is Change.ANEW:
             self.begin_anew()
             self.origin = facts.start
@@ -187,6 +189,11 @@ class Caches(ABC):
     @abstractmethod
     def chunk(self) -> Chunk | None:
         """The chunk that is running, or ran last; None before the first, and where no clock is kept."""
+
+    @property
+    @abstractmethod
+    def again(self) -> bool:
+        """Whether the running pass writes frames that are history already."""
 
     @property
     @abstractmethod

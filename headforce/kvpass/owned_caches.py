@@ -67,6 +67,10 @@ class OwnedCaches(Caches):
         return self.stream.chunk if self.stream is not None else None
 
     @property
+    def again(self) -> bool:
+        return self.chunk is not None and self.stream is not None and self.stream.history > self.chunk.start
+
+    @property
     def in_use(self) -> bool:
         return any(cache.in_use for cache in self.caches)
 

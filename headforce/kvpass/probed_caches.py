@@ -43,7 +43,8 @@ class ProbedCaches(ViewCaches):
         evicted = layer.rows_evicted(facts)
         chunk = self._chunk(facts)
         keys = (*self._held(layer, facts, evicted), *chunk.queries)
-        if self._video is None or (chunk.start == 0 and self._video.passes[-1].chunk.start > 0):
+        begins = chunk.start == 0 and not self.again
+        if self._video is None or (begins and self._video.passes[-1].chunk.start > 0):
             self._video = self._recorder.begin(facts.batch)
         record = self._video.enter(layer.number, chunk, keys)
         self._added[layer.number] = self._recorder.want(record, layer.number, len(self.layers), facts, site)
@@ -54,7 +55,7 @@ class ProbedCaches(ViewCaches):
         """The rows that are measured, then room for the statistics of each layer."""
         return [self._rows, *(self._added[layer.number] for layer in layers)]
 
-    def prompt_changed(self, facts: PassFacts) -> None:
+    def check_answers(self) -> None:
         """What the policy would do is of no interest."""
 
     def see_reset(self) -> None:

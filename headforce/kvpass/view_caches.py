@@ -103,6 +103,12 @@ class ViewCaches(Caches):
             layer.evicted = 0
 
     def prompt_changed(self, facts: PassFacts) -> None:
+        self.check_answers()
+        if self._clock.chunk is not None:
+            self._clock = self._clock.close(max(0, self._clock.end - facts.start))
+
+    def check_answers(self) -> None:
+        """HF-VIEW for a policy that does something when the prompt switches: the memory is the model's own."""
         if any(answer != KEEP_ALL for answer in self.plans.policy.on_switch.values()):
             raise HeadforceError(
                 "HF-VIEW", found="a prompt switch that the policy answers, in view mode", needed="owned mode"
@@ -115,6 +121,10 @@ class ViewCaches(Caches):
     @property
     def chunk(self) -> Chunk | None:
         return self._clock.chunk
+
+    @property
+    def again(self) -> bool:
+        return self._clock.chunk is not None and self._clock.history > self._clock.chunk.start
 
     @property
     def in_use(self) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +49,9 @@ class ModelRecord:
         self.graphs = session.report.graphs
         self.sites = {verdict: session.report.count(verdict) for verdict in VERDICTS}
         self.held, self.dense = max((self.held, self.dense), (session.pool_bytes, dense_bytes(session)))
-        chunk = session.cache_sets[-1].chunk if session.cache_sets else None
-        if chunk is not None:
-            self.see(chunk)
+        caches = session.cache_sets[-1] if session.cache_sets else None
+        if caches is not None and caches.chunk is not None and not caches.again:
+            self.see(replace(caches.chunk, start=caches.chunk.start + caches.origin))
 
     def see(self, chunk: Chunk) -> None:
         """The running chunk: the next one of a video, or the first of another. Chunks that run again count once."""

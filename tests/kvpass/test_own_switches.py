@@ -8,9 +8,10 @@ from torch import nn
 
 import headforce
 from headforce.errors import HeadforceError
-from headforce.kvpass.capture import Change
+from headforce.kvpass.capture import Change, find_adapter
 from headforce.kvpass.capture.dict_cache import DictCacheAdapter
 from headforce.policy import Chunk, Policy, oracle
+from headforce.run.record import ModelRecord
 from headforce.testing import zoo
 from headforce.testing.zoo import HEAD_DIM, HEADS, TOKENS
 
@@ -122,10 +123,15 @@ def same(ours, wanted):
 
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_bitwise_under_native(mode):
-    """Every output, also of frames that are sent and not cached; a second video of each kind needs no graphs."""
+    """Every output, also of frames that are sent and not cached; a second video of each kind needs no graphs.
+
+    What `headforce run` makes of the passes is four videos.
+    """
     eager = {(seed, new): video(Model(), seed, new) for seed in (1, 2) for new in (False, True)}
     assert not same(eager[1, False], eager[1, True])
     with prepared(Policy({}), mode, canonical_order=True) as (model, session):
+        record = ModelRecord("")
+        model.register_forward_hook(torch._dynamo.disable(lambda *_: record.ran(session, 0)))
         assert same(video(model, 1, False), eager[1, False])
         assert same(video(model, 1, True), eager[1, True])
         graphs = session.report.graphs
@@ -133,6 +139,7 @@ def test_bitwise_under_native(mode):
         assert same(video(model, 2, False), eager[2, False])
         assert session.report.graphs == graphs
         assert session.report.count("refused") == session.misses == 0
+        assert record.videos == [[CHUNK] * CHUNKS] * 4
     assert same(video(model, 1, False), eager[1, False])
 
 
@@ -244,6 +251,42 @@ def test_view_mode_refuses_what_the_policy_answers():
     policy = Policy.loads("headforce: 1\nclasses: {a: sink(1) | window(1)}\ndefault: a\non_switch: {a: flush(1)}")
     with prepared(policy, "view") as (model, _), pytest.raises(HeadforceError, match="HF-VIEW"):
         video(model, 1, False)
+
+
+class LongLiveAttention(nn.Module):
+    """What its adapter looks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.max_attention_size = self.sink_size = 1
+
+    def forward(self, x, sink_recache_after_switch=False): ...
+
+
+class LongLive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        block = nn.Module()
+        block.self_attn, self.blocks = LongLiveAttention(), nn.ModuleList([block])
+
+    def _forward_inference(self, x, kv_cache=None, crossattn_cache=None, sink_recache_after_switch=False): ...
+
+
+@pytest.mark.parametrize(
+    ("told", "texts", "change"),
+    [
+        (False, [{"is_init": True}], None),
+        (False, [{"is_init": False}], Change.PROMPT),
+        (False, None, None),
+        (True, [{"is_init": False}], Change.ANEW),
+    ],
+)
+def test_longlive_says_it_by_its_call(told, texts, change):
+    model = LongLive()
+    adapter = find_adapter(model)
+    assert adapter.name == "longlive"
+    call = {"kv_cache": [], "crossattn_cache": texts, "sink_recache_after_switch": told}
+    assert adapter.change(model, (torch.zeros(1),), call) is change
 
 
 def front_cached(k, v, cache, start):
