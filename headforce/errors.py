@@ -122,7 +122,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-FORGOTTEN": Entry(
         "A pass went back to earlier frames, or began inside the last pass, and needs frames that are no longer held.",
-        "Rewrite from a frame that the rules still reach, or reset the stream and run it again from frame 0.",
+        "Rewrite from a frame that the rules still reach, or reset the stream and run it again from frame 0. Stores "
+        "that are kept (`on_switch`) while a prompt switch runs frames again may need what they held there: flush() "
+        "or recache() empties them.",
         "A recache or a rewind that goes back farther than the rules remember.",
     ),
     "HF-TARGET": Entry(
@@ -387,7 +389,8 @@ CATALOGUE: dict[str, Entry] = {
     "HF-CACHE-RANGE": Entry(
         "The rows that attention reads are not proved to end with the rows just written, and to hold all of them.",
         "Use the same end for the write and for the read.",
-        "A read that ends before or after the write, or starts behind it.",
+        "A read that ends before or after the write, or starts behind it; a pass that caches rows it sends, but not "
+        "the last of them.",
     ),
     "HF-CACHE-ORDER": Entry(
         "A cache is written after the slice that attention reads was taken.",

@@ -6,10 +6,14 @@ import torch
 from headforce.errors import HeadforceError
 from headforce.lowering.operand_tables import operand_tables
 from headforce.lowering.plan import Planner
+from headforce.lowering.state.decider import decider
 from headforce.lowering.stream import Event, Stream
 from headforce.lowering.verify import check_operands, check_plan, check_tables
-from headforce.policy import Chunk, FrameSet, Policy, parse_rule
+from headforce.policy import Chunk, FrameSet, Policy, parse_answer, parse_rule
 from headforce.testing.rig import Rig, attend, mixed
+
+from .test_switch import RULES, rig_of
+from .test_switch import run as run_chunks
 
 
 def bound(rule, **kwargs):
@@ -113,3 +117,20 @@ def test_frames_that_run_again_are_no_rhythm_of_the_stream(again):
     assert pages == (9 if again else 12)
     stream.begin(9, 2)
     assert stream.lanes[0].slots.pages == pages
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("answer", ["keep()", "flush(2)", "flush(1, stores=yes)", "recache(9)", "cut(5)"])
+def test_frames_that_a_pipeline_runs_again_whatever_the_rule_asks_for(rule, answer):
+    """Three prompts, and what every rule reads then is what the oracle says."""
+    rig = rig_of(rule, answer)
+    at = run_chunks(rig, 4)
+    for _ in range(2):
+        assert rig.stream.switch(decider(rig.pool, rig.turning), again=4) == 4
+        if rule == "memory" and not parse_answer(answer).empties_stores:
+            # The store would have to be what it was there, and what that held has gone.
+            with pytest.raises(HeadforceError, match="HF-FORGOTTEN"):
+                rig.check(at - 4, 4)
+            return
+        rig.check(at - 4, 4)
+        at = run_chunks(rig, 3, at)
