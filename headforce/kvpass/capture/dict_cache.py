@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ def forget_text(caches: Sequence[dict[str, Any]]) -> None:
         cache["is_init"] = False
 
 
+@lru_cache(maxsize=64)  # every layer asks in every pass
 def window_rule(*, held: int, read: int, sink: int) -> Rule:
     """What a cache of `held` frames, the chunk included, gives a model that reads its newest `read` of them.
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.reference import READ_FIELDS, RUN_FIELDS
 from ...kernels.rotation import turn
 from .registry import target
 
@@ -60,9 +62,9 @@ def sdpa(
     """See `kernels.reference.ragged_attention`; softmax in the precision of the backend that SDPA picks."""
     out = query.new_zeros((*query.shape[:3], value.shape[-1]))
     paged = key.dim() == 3
-    for group in _groups(reads.tolist(), runs.tolist(), paged):
+    for group, blocks in _laid_out(_bytes(reads), _bytes(runs), paged):
         part = slice(group.query_row, group.query_row + group.query_rows)
-        for block in _blocks(group):
+        for block in blocks:
             of_block = _page_rows if paged else partial(_operand_rows, query.shape[2])
             turned, plain = [], []
             for row, rows, shift in group.runs:
@@ -79,6 +81,20 @@ def sdpa(
             else:
                 out[block.batch, part, block.heads] = result
     return out
+
+
+def _bytes(table: Tensor) -> bytes:
+    content: bytes = table.cpu().numpy().tobytes()
+    return content
+
+
+@lru_cache(maxsize=256)  # all passes of a chunk have the same tables
+def _laid_out(reads: bytes, runs: bytes, paged: bool) -> tuple[tuple[_Group, tuple[_Block, ...]], ...]:
+    rows_of_reads, rows_of_runs = (
+        np.frombuffer(table, dtype=np.int32).reshape(-1, len(fields)).tolist()
+        for table, fields in ((reads, READ_FIELDS), (runs, RUN_FIELDS))
+    )
+    return tuple((group, tuple(_blocks(group))) for group in _groups(rows_of_reads, rows_of_runs, paged))
 
 
 def _groups(reads: list[list[int]], runs: list[list[int]], paged: bool) -> Iterator[_Group]:
