@@ -30,7 +30,6 @@ class SiteReader:
                 -1 if unknown else rope.query_start,
                 1 if unknown else rope.tokens_per_frame,
                 site.query_rows,
-                cache.append.stop - cache.append.start,
                 cache.append.start,
                 cache.capacity,
                 cache.roll.evicted if cache.roll else 0,
@@ -62,14 +61,13 @@ class SiteReader:
 
     def facts(self, args: Sequence[Any]) -> PassFacts:
         """What the site shows of a pass; HF-FRAME for a part of a frame. Without a clock, `start` is -1."""
-        start, rows, tokens, written, first_row, cache_rows, evicted, sink, batch, key_start, *bounds = self._numbers(
-            args
-        )
+        start, rows, tokens, first_row, cache_rows, evicted, sink, batch, key_start, *bounds = self._numbers(args)
+        written = bounds[-1] - first_row  # what is read ends where the write ends
         if tokens % rows or written % rows or not written:
             raise HeadforceError(
                 "HF-FRAME",
                 site=self.site.name,
-                found=f"{tokens} query rows and {written} rows written, with {rows} tokens in a frame",
+                found=f"{tokens} query rows with {rows} tokens in a frame, of which {written} are cached",
                 needed="whole frames",
             )
         lead = (tokens - written) // rows
