@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from ._version import __version__
+from .cost.cli import calibrate as calibrate_command
+from .cost.cli import predicted
 from .doctor.cli import doctor as doctor_command
 from .errors import HeadforceError
 from .profile.cli import profile as profile_command
@@ -59,6 +61,12 @@ def _shape_options(command: Callable[..., None]) -> Callable[..., None]:
 @_shape_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead of drawing it.")
 @click.option("--png", type=click.Path(path_type=Path), help="Also write a picture to this file.")
+@click.option(
+    "--predict", "machine", type=click.Path(path_type=Path), help="A file of `headforce calibrate`: predict times too."
+)
+@click.option("--passes", type=click.IntRange(1), default=5, show_default=True, help="Of a chunk, for --predict.")
+@click.option("--ffn", type=click.IntRange(1), default=8960, show_default=True, help="Its width, for --predict.")
+@click.option("--text", type=click.IntRange(1), default=512, show_default=True, help="Its tokens, for --predict.")
 def plan(
     policy: str,
     labels: Path | None,
@@ -72,10 +80,15 @@ def plan(
     batch: int,
     as_json: bool,
     png: Path | None,
+    machine: Path | None,
+    passes: int,
+    ffn: int,
+    text: int,
 ) -> None:
     """Print and draw what every head reads under POLICY, chunk by chunk. Needs no model.
 
-    POLICY is a policy file, or the name of a published system such as longlive.
+    POLICY is a policy file, or the name of a published system such as longlive. With --predict also the time of a
+    chunk of a model like Wan, by part, against the same model as it is.
     """
     from .lowering.footprint import DTYPE_BYTES, footprint
     from .lowering.preview import preview, to_json
@@ -89,8 +102,13 @@ def plan(
     )
     chunks = Schedule.parse(schedule)
     size = footprint(bound, chunks, 2 * batch * tokens_per_frame * head_dim * DTYPE_BYTES[dtype])
+    times = None
+    if machine is not None:
+        shape = {"layers": layers, "heads": heads, "head_dim": head_dim, "tokens": tokens_per_frame, "batch": batch}
+        shape |= {"passes": passes, "ffn": ffn, "text": text}
+        times = predicted(machine, bound, chunks, size, dtype=dtype, **shape)
     if as_json:
-        json.dump(to_json(bound, chunks, size), sys.stdout)
+        json.dump(to_json(bound, chunks, size) | ({} if times is None else {"predicted": times[0]}), sys.stdout)
         sys.stdout.write("\n")
     else:
         from rich.console import Console
@@ -99,6 +117,8 @@ def plan(
 
         width = shutil.get_terminal_size((100, 24)).columns
         Console(width=width).print(text_report(bound, list(preview(bound, chunks)), size, width))
+        if times is not None:
+            Console(width=max(width, 100)).print(times[1])
     if png is not None:
         from .draw import save_reads
 
@@ -298,6 +318,7 @@ def errors() -> None:
     click.echo(markdown(), nl=False)
 
 
+main.add_command(calibrate_command)
 main.add_command(doctor_command)
 main.add_command(profile_command)
 main.add_command(run_commands.run)

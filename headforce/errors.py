@@ -257,6 +257,12 @@ CATALOGUE: dict[str, Entry] = {
         "Raise the budget, or give cheaper candidates with --rule, such as drop().",
         "A budget below what the smallest policy of the method holds.",
     ),
+    # Predictions
+    "HF-MACHINE-FILE": Entry(
+        "A file with the times of a machine cannot be read, or does not have what is asked for.",
+        "Measure the machine anew with `headforce calibrate --out FILE`, with the dtype of the prediction.",
+        "A wrong path, a file that was cut short, one of another version or kind, or times of another dtype.",
+    ),
     # Scripts that are run unedited.
     "HF-RUN-START": Entry(
         "The command of `headforce run` cannot be started.",
