@@ -13,7 +13,7 @@ POLICY ?=
 # What the demo ends with: the model's heads, measured, and a page to look at.
 PROFILED := examples/profile_and_compile.py
 
-.PHONY: demo demo-tiny test plugins lint gpu clean
+.PHONY: demo demo-tiny test plugins lint gpu bench-cpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headforce needs Python 3.10 or later")'
@@ -58,6 +58,10 @@ gpu:
 	$(GPU_PYTHON) benchmarks/attention.py $(GPU_BENCHMARK) --out $(GPU_OUT)/attention.json || failed=1; \
 	$(GPU_PYTHON) benchmarks/rollout.py $(GPU_BENCHMARK) --out $(GPU_OUT)/rollout.json || failed=1; \
 	exit $$failed
+
+# Ratios on a CPU, for a quiet machine with two cores: three minutes.
+bench-cpu: .venv/ready
+	PYTHONPATH=. $(BIN)/python benchmarks/cpu.py
 
 clean:
 	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis
