@@ -80,7 +80,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     key, value = settle(call.k, view), settle(call.v, view)
     writes = [view.order[n] for n in match.form.write_nodes] or [view.order[call.k_user]]
     _check_settled(view, [(query, view.order[call.k_user]), (new_key, min(writes)), (new_value, min(writes))])
-    sent = sent_rows(view, new_key, new_value)
+    sent = sent_rows(view, query, new_key, new_value)
     rope, notes = _rope(view, query, new_key if sent is None else sent.key, rotated)
     if sent is not None and rope is not None:
         if rotated is None and not view.facts.equal(rope.key_start, rope.query_start):

@@ -19,6 +19,7 @@ from .graph_view import GraphView
 from .history import Trace, trace
 from .normal_form import Cursor
 from .recognize import Refused
+from .site import Rows
 
 
 class Sent(NamedTuple):
@@ -28,19 +29,22 @@ class Sent(NamedTuple):
     rows: sympy.Expr
 
 
-def sent_rows(view: GraphView, new_key: Cursor, new_value: Cursor) -> Sent | None:
-    """What was sent, if `new_key` and `new_value` are only the last rows of it; None where all rows are cached.
+def sent_rows(view: GraphView, query: Cursor, new_key: Cursor, new_value: Cursor) -> Sent | None:
+    """What was sent, if `new_key` and `new_value` are only the last rows of it; None where each query has its row.
 
     Raises HF-CACHE-RANGE and HF-KV-RANGE for rows that are not the last, or not the same of K and V.
     """
+    queries, keys = _rows(view, query), _rows(view, new_key)
     k, v = (_sliced(view, cursor) for cursor in (new_key, new_value))
-    if k is None and v is None:
+    if queries is None or keys is None or same_rows(view, [(queries, keys)]) is None or k is None:
         return None
-    if k is None or v is None:
-        raise Refused("HF-KV-RANGE", f"a part of {'V' if k is None else 'K'} alone cached", "the same rows of both")
-    key, value = k.spans["seq"], v.spans["seq"]
-    total, other = (Trace(side.cursor, {}).rows("seq", view) for side in (k, v))
-    if total is None or other is None or same_rows(view, [(key, value), (total, other)]) is not None:
+    total = _rows(view, k.cursor)
+    if total is None or same_rows(view, [(queries, total)]) is not None:
+        return None
+    if v is None:
+        raise Refused("HF-KV-RANGE", "a part of K alone cached", "the same rows of both")
+    key, value, other = k.spans["seq"], v.spans["seq"], _rows(view, v.cursor)
+    if other is None or same_rows(view, [(key, value), (total, other)]) is not None:
         raise Refused("HF-KV-RANGE", f"rows {rows_text(key)} of K but {rows_text(value)} of V", "the same rows")
     if not view.ensure(sympy.Eq(key.stop, total.stop)):
         raise Refused(
@@ -56,7 +60,9 @@ def _sliced(view: GraphView, cursor: Cursor) -> Trace | None:
     steps = list(trace(view, cursor))
     if set(steps[-1].spans) != {"seq"}:
         return None
-    found = next(step for step in steps if step.spans == steps[-1].spans)
-    rows, whole = found.spans["seq"], Trace(found.cursor, {}).rows("seq", view)
-    all_of_it = whole is not None and same_rows(view, [(rows, whole)]) is None
-    return None if all_of_it else found
+    return next(step for step in steps if step.spans == steps[-1].spans)
+
+
+def _rows(view: GraphView, cursor: Cursor) -> Rows | None:
+    """All rows of a tensor."""
+    return Trace(cursor, {}).rows("seq", view)

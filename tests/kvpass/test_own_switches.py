@@ -331,3 +331,19 @@ def test_the_last_rows_are_a_part_of_what_was_sent(protocol):
     assert site.query_rows - (site.cache.append.stop - site.cache.append.start) == TOKENS
     assert site.rope.key_factors == ()
     assert site.rope.key_start == site.rope.query_start
+
+
+class Joined(zoo.SelfAttention):
+    """Text and frames are projected together, and only the frames attend and are cached."""
+
+    def forward(self, x, cache, start):
+        whole = torch.cat([torch.ones(x.shape[0], 5, x.shape[2]), x], dim=1)
+        q, k, v = (f(whole)[:, 5:].unflatten(-1, (HEADS, HEAD_DIM)) for f in (self.q, self.k, self.v))
+        q, k = (self.rope(t, self.freqs, start // TOKENS) for t in (q, k))
+        return self.o(self.core(q, *self.protocol(k, v, cache, start)).flatten(2))
+
+
+def test_rows_that_the_query_lacks_too_were_not_sent():
+    (site,) = report(Joined()).found
+    assert site.query_rows == site.cache.append.stop - site.cache.append.start
+    assert site.rope.key_factors
