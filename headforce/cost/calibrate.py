@@ -94,7 +94,7 @@ def calibrate(
     def fused(name: str, make: Callable[[int], Any]) -> dict[str, Table]:
         found = {"eager": table(name, lambda n: [make(n)], grid.numbers)}
         if inner != "eager":
-            found[inner] = table(f"{name}, {inner}", lambda n: [torch.compile(make(n), backend=inner)], grid.numbers)
+            found[inner] = table(f"{name}, {inner}", lambda n: [_alone(make(n), inner)], grid.numbers)
         return found
 
     with torch.no_grad():
@@ -124,6 +124,12 @@ def calibrate(
             turn=table("turned keys", samples.turn, grid.numbers),
             host=_host(samples, watch, inner, say),
         )
+
+
+def _alone(run: Run, inner: str) -> Run:
+    """Compiled for this size and no other."""
+    torch._dynamo.reset()
+    return torch.compile(run, backend=inner, dynamic=False)
 
 
 LAYERS = 3
@@ -184,7 +190,7 @@ class _Compiled:
     @staticmethod
     def of(samples: Samples, watch: Stopwatch, inner: str, layers: int) -> _Compiled:
         policy = Policy.loads('{headforce: 1, classes: {near: "window(1)"}, default: near}')
-        model = Miniature(layers).to(samples.device, samples.dtype).eval()
+        model = Miniature(layers, samples.device, samples.dtype).eval()
         eager = watch(Played(model))
         torch._dynamo.reset()
         with prepare(model, policy) as session:

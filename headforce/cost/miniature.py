@@ -52,9 +52,12 @@ class Layer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(DIM) for _ in range(3))
         self.ffn = nn.Sequential(nn.Linear(DIM, DIM), nn.GELU(approximate="tanh"), nn.Linear(DIM, DIM))
         self.modulation = nn.Parameter(torch.randn(1, 6, DIM))
+
+    def turns(self, device: torch.device) -> None:
+        """Tables of RoPE, which keep their precision."""
         angle = torch.outer(torch.arange(FRAMES).float(), torch.linspace(1, 0.1, HEAD_DIM // 2))
-        self.register_buffer("cos", angle.cos())
-        self.register_buffer("sin", angle.sin())
+        self.register_buffer("cos", angle.cos().to(device))
+        self.register_buffer("sin", angle.sin().to(device))
 
     def forward(self, x: Tensor, text: Tensor, cache: dict[str, Any], start: int) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation.chunk(6, dim=1)
@@ -75,16 +78,20 @@ class Layer(nn.Module):
             t[frame : frame + frames].view(frames, 1, 1, -1).expand(frames, TOKENS, 1, -1).reshape(-1, 1, HEAD_DIM // 2)
             for t in (self.cos, self.sin)
         )
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
 
 
 class Miniature(nn.Module):
     """Layers one after the other. `kv_cache` is a list with one dict for each, as in Self-Forcing."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Layer() for _ in range(layers))
+        self.to(device, dtype)
+        for block in self.blocks:
+            assert isinstance(block, Layer)
+            block.turns(device)
 
     def forward(self, x: Tensor, text: Tensor, kv_cache: list[dict[str, Any]], current_start: int) -> Tensor:
         for block, cache in zip(self.blocks, kv_cache, strict=True):
