@@ -208,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     # The inner compiler would compile everything for this size too.
     eager = replace(settings, inner="eager")
     results = check(variants, Checks(small, Video(small.config, LEVELS, dtype, device), eager))
-    torch._dynamo.reset()
+    if not arguments.tiny:
+        torch._dynamo.reset()
     right = [variant for variant in variants if results[variant.name].state == "ok"]
     print("  side by side", file=sys.stderr, flush=True)
     with watched() as overhead:
