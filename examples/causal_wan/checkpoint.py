@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # Self-Forcing saves the averaged weights under the first key and the plain ones under the second.
@@ -44,18 +42,26 @@ def _read(path: Path) -> object:
     """Everything in the file, on the CPU."""
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         # Files in the older format, which is no zip archive, cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     except Exception as error:  # torch.load raises a dozen types for files that are damaged or hostile
         raise CheckpointError(
             f"{path} was refused. Only tensors and plain containers are read; a file that holds other objects could "
             f"run code when loaded. If you trust it, save its state dict again with torch.save. Cause: {error}"
         ) from error
+
+
+def _load_safetensors(path: Path) -> object:
+    from safetensors import SafetensorError  # lazy: models with random weights do without
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _unwrap(content: object, weights: str | None, path: Path) -> Mapping[str, Tensor]:

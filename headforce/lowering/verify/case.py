@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..targets import find_target
@@ -51,6 +50,8 @@ class Case:
 
     def files(self) -> dict[str, bytes]:
         """What `load` reads. Tensors are stored without gaps; their strides are kept."""
+        from safetensors.torch import save  # lazy: a machine that runs models needs no safetensors
+
         tensors = {name: getattr(self.launch, name).detach().cpu() for name in TENSORS}
         numbers = {
             "target": self.target,
@@ -72,6 +73,8 @@ class Case:
     @staticmethod
     def load(folder: Path) -> Case:
         """A case that was written; on the device it failed on, or on the CPU where there is none such."""
+        from safetensors.torch import load_file  # lazy, as above
+
         numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
         stored = load_file(folder / INPUTS)
         device = numbers["device"] if numbers["device"] != "cuda" or torch.cuda.is_available() else "cpu"
