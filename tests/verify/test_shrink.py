@@ -20,7 +20,7 @@ from headforce.verify.case import Case
 from headforce.verify.fewer_calls import only_calls
 from headforce.verify.rollout import Way, deviations, record
 from headforce.verify.shrink import shrink
-from headforce.verify.smaller import fewer_calls, plainer_policy, smaller_model
+from headforce.verify.smaller import fewer_calls, plainer_policy, shorter, smaller_model
 from headforce.verify.verdict import POLICY, Line, Verdict
 
 from ..kvpass.conftest import clean_compiler  # noqa: F401  a fixture
@@ -60,7 +60,13 @@ def status_of(folder):
     return int(done.value.code)
 
 
-def test_a_noisy_pass_that_is_committed(failures):
+def only(monkeypatch, *ways):
+    """Fewer ways to try, where each attempt costs a compiled rollout."""
+    monkeypatch.setattr("headforce.verify.shrink.WAYS", ways)
+
+
+def test_a_noisy_pass_that_is_committed(failures, monkeypatch):
+    only(monkeypatch, shorter, smaller_model)
     with faults.FAULTS["committed_noisy_pass"].on():
         done = CliRunner().invoke(main, ["verify", EXAMPLE, "--inner", "eager", "--json"])
         assert done.exit_code == 1, done.output
@@ -69,14 +75,15 @@ def test_a_noisy_pass_that_is_committed(failures):
         # One frame, one layer; the noisy pass, and the clean one, which finds that its page does not hold it.
         small = Case.load(folder)
         assert small.sizes == (("chunks", (1,)), ("layers", 1))
-        assert (small.calls, small.sites) == ((0, 1), 0)
+        assert small.calls == (0, 1)
         assert folder.name == f"rollout-{small.digest}"
         assert status_of(folder) == 1
     assert status_of(folder) == 0
     assert [path.name for path in failures.iterdir()] == [folder.name]
 
 
-def test_a_commit_that_is_skipped():
+def test_a_commit_that_is_skipped(monkeypatch):
+    only(monkeypatch, shorter, fewer_calls)
     case = Case(FIXED, EAGER)
     with faults.FAULTS["skipped_commit"].on():
         verdict = case.verdict()
@@ -88,7 +95,8 @@ def test_a_commit_that_is_skipped():
     assert "calls 1, 2" in str(found)
 
 
-def test_layers_that_share_tables(failures):
+def test_layers_that_share_tables(monkeypatch):
+    only(monkeypatch, smaller_model)
     right = OwnedCaches.tables
     case = Case(EXAMPLE, EAGER, sizes=(("chunks", (1,)), ("heads", 1), ("layers", 3)))
     with mock.patch.object(OwnedCaches, "tables", lambda self, layer: right(self, self.layers[0])):
@@ -97,7 +105,8 @@ def test_layers_that_share_tables(failures):
         assert found.verdict.failing is not None
 
 
-def test_a_fault_of_a_class_under_a_policy():
+def test_a_fault_of_a_class_under_a_policy(monkeypatch):
+    only(monkeypatch, plainer_policy)
     policy = Policy.loads(
         'headforce: 1\nclasses: {far: "sink(1)@collapse(1) | window(1)", near: "window(1)"}\n'
         "heads: {0: {far: [0]}}\ndefault: near"
@@ -106,7 +115,6 @@ def test_a_fault_of_a_class_under_a_policy():
     case = Case(FIXED, way, policy, runs=("policy",))
     found = shrink(case, case.verdict())
     assert found.case.policy == Policy.loads('headforce: 1\nclasses: {x: "sink(1)@collapse(1)"}\ndefault: x')
-    assert found.case.sites == 1  # it takes the target
 
 
 def test_the_call_that_departs_first():
