@@ -131,10 +131,14 @@ class Rollouts:
         flows: dict[Variant, Any] = {}
 
         def step(variant: Variant, chunk: int, measured: bool) -> None:
-            before = counters["stats"]["unique_graphs"]
-            spent, last = self._chunk(sides[variant], chunk)
+            side, before = sides[variant], counters["stats"]["unique_graphs"]
+            replays = side.replays()
+            spent, last = self._chunk(side, chunk)
             self.observe(variant, chunk, spent[0])
             graphs[variant][measured] += counters["stats"]["unique_graphs"] - before
+            if replays is not None:  # sides share graphs: only those of this chunk are this side's
+                result = results[variant.name]
+                result.replays = (result.replays or 0) + side.replays() - replays
             if not all(bool(flow.isfinite().all()) for flow in last):
                 raise ArithmeticError(f"chunk {chunk} is not a number")
             if measured and chunk >= plan.steady:
@@ -148,7 +152,7 @@ class Rollouts:
         for variant in list(sides):
             result = results[variant.name]
             result.batch, (result.graphs, result.later_graphs) = number, graphs[variant]
-            result.held_bytes, result.replays = sides[variant].held(), sides[variant].replays()
+            result.held_bytes = sides[variant].held()
             self._guarded(variant, sides, results, lambda v=variant: self._looked_into(v, sides[v], results, times))
         self._differences(flows, results)
         for side in sides.values():

@@ -152,6 +152,20 @@ def _texts(model: Any) -> list[dict[str, Any]]:
     return example.allocate_crossattn_cache(model.config, **_like(model))
 
 
+def _hollow_caches(model: Any) -> list[dict[str, Any]]:
+    """Empty caches of the right shape without memory behind them: headforce puts its own in their place."""
+    with torch.device("meta"):
+        caches = example.allocate_kv_cache(model.config)
+    like = _like(model)
+    return [
+        {
+            name: torch.zeros((), **like).expand(value.shape) if isinstance(value, Tensor) else value
+            for name, value in cache.items()
+        }
+        for cache in caches
+    ]
+
+
 def dense_side(name: str, model: Any, backend: SDPBackend, compiled: nn.Module | None = None) -> Side:
     """A side whose model has caches of its own, those of the example or the published ones."""
     caches = example.allocate_kv_cache(model.config, **_like(model))
@@ -224,7 +238,7 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
             # Graphs of whole passes need the whole model in one piece.
             blocks = None if settings.whole or cudagraphs else "blocks"
             session.compile(blocks=blocks, inner=settings.inner, target=target, cudagraphs=cudagraphs)
-            caches = example.allocate_kv_cache(model.config, **_like(own))
+            caches = _hollow_caches(own)
         except Exception:
             session.restore()
             raise
@@ -232,6 +246,11 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
         def record(layer: int, head: int) -> Any:
             memory = session.cache_sets[-1].stream.lane(layer, head).memory
             return memory.explained() if memory else None
+
+        def close() -> None:
+            for cache in caches:  # or the session would put whole caches back
+                cache["k"] = cache["v"] = own.head.head.weight.new_empty(0)
+            session.restore()
 
         return Side(
             name,
@@ -243,7 +262,7 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
             lambda: example.reset_caches(caches, []),
             _texts(own),
             record,
-            session.restore,
+            close,
             (lambda: session.replays) if cudagraphs else (lambda: None),
         )
 
