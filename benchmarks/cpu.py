@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a model so small that ratios mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/cpu.json"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)  # the check is so small that threads would wait for each other
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 512
     device, dtype = torch.device("cpu"), torch.float32
     config = config_of(arguments.layers, arguments.tiny)
@@ -211,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.tiny:
         torch._dynamo.reset()
     right = [variant for variant in variants if results[variant.name].state == "ok"]
+    torch.set_num_threads(arguments.threads)
     print("  side by side", file=sys.stderr, flush=True)
     with watched() as overhead:
         own = Shares(overhead)
