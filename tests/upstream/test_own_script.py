@@ -45,7 +45,11 @@ def test_inference_py(name: str, tmp_path: Path) -> None:
         text=True,
         timeout=900,
         cwd=checkout,  # where the script looks for configs
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+            "OMP_NUM_THREADS": "1",
+        },
         check=False,
     )
     assert done.returncode == 0, done.stderr
