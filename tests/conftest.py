@@ -1,5 +1,5 @@
 """Makes the examples importable, gives hypothesis its profiles, has kernels interpreted where there is no GPU, and
-keeps the garbage collector quick."""
+keeps test workers from waiting for each other and for the garbage collector."""
 
 import gc
 import os
@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# Tensors are small here, and the threads of several workers would wait for each other. Read when torch is imported, in
+# the processes too that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Triton looks at this when it is imported, and torch imports triton when it likes.
 if not Path("/dev/nvidiactl").exists():

@@ -272,7 +272,7 @@ def test_an_interrupted_run_leaves_the_old_results(finished, tmp_path, monkeypat
     monkeypatch.setattr(demo, "draw_pictures", interrupt)
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
-        run_demo(Settings(preset="tiny", out=tmp_path, threads=1))
+        run_demo(Settings(preset="tiny", out=tmp_path, threads=threads + 1))
     assert torch.get_num_threads() == threads
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert (tmp_path / "report.json").read_text() == "old"

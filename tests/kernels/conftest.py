@@ -1,7 +1,6 @@
-"""Kernels run in Triton's interpreter, one thread; where it cannot be used, these tests say why they are skipped."""
+"""Kernels run in Triton's interpreter; where it cannot be used, these tests say why they are skipped."""
 
 import pytest
-import torch
 
 from headforce.kernels import interpreter
 from tests.interpreting import need_interpreter
@@ -14,7 +13,3 @@ def _interpreted():
             "TRITON_INTERPRET=1 was not set before triton was imported (tests/conftest.py sets it without a GPU)"
         )
     need_interpreter()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from headforce.cli import main
 from headforce.errors import HeadforceError
 from headforce.lowering.gate import compiled, spec_for
 
@@ -132,16 +134,16 @@ def test_interpreted_kernels_are_not_compiled():
 
 def test_sources_alone(tmp_path):
     choice = ["--arch", "sm90", "--dtype", "float16", "--head-dim", "64", "--out", str(tmp_path)]
-    done = run("-m", "headforce", "kernels", "--sources", *choice)
-    assert done.returncode == 0, done.stderr
-    names = {Path(line).name for line in done.stdout.splitlines()}
+    done = CliRunner().invoke(main, ["kernels", "--sources", *choice])
+    assert done.exit_code == 0, done.output
+    names = {Path(line).name for line in done.output.splitlines()}
     assert names == {file.name for file in tmp_path.iterdir()}
     assert "hopper_attention_sm90_fp16_64_rotated.py" in names
     assert len(names) == 6
-    assert run("-m", "headforce", "kernels", "--sources").returncode == 2
+    assert CliRunner().invoke(main, ["kernels", "--sources"]).exit_code == 2
 
 
 def test_an_unknown_architecture():
-    done = run("-m", "headforce", "kernels", "--arch", "sm35")
-    assert done.returncode == 2
-    assert "HF-KERNEL" in done.stderr
+    done = CliRunner().invoke(main, ["kernels", "--arch", "sm35"])
+    assert done.exit_code == 2
+    assert "HF-KERNEL" in done.output

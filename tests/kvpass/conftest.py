@@ -13,13 +13,10 @@ from examples.causal_wan import TINY, CausalWan, Rollout, WanConfig, init_random
 
 @pytest.fixture(autouse=True)
 def clean_compiler() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
-    torch.set_num_threads(threads)
 
 
 def wan(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> CausalWan:

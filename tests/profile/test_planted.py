@@ -33,8 +33,6 @@ EACH, LAYERS = 8, 2
 def found(tmp_path_factory):
     """The model, and the profile of two of its videos."""
     torch._dynamo.reset()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model = planted(LAYERS, EACH)
     folder = tmp_path_factory.mktemp("profile")
     rollouts = Rollouts.of(Example(model, rollout), seeds=2)
@@ -44,7 +42,6 @@ def found(tmp_path_factory):
     yield model, profile, folder
     torch._dynamo.reset()
     viewed.clear()
-    torch.set_num_threads(threads)
 
 
 def kinds(model):

@@ -30,11 +30,8 @@ def model():
     """One model, so that its graphs are captured once for all tests here."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield wan(num_layers=1, sink_size=1)
     torch._dynamo.reset()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
