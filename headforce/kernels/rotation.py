@@ -7,6 +7,8 @@ token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,35 @@ def turn(x: Tensor, angle: Tensor, first_pair: int, style: str) -> Tensor:
     a, b = a.clone(), b.clone()
     a[..., first_pair:last], b[..., first_pair:last] = a_part * cos - b_part * sin, a_part * sin + b_part * cos
     return _joined(a, b, style).to(x.dtype)
+
+
+def factors(theta: Tensor, shifts: Sequence[int]) -> Tensor:
+    """complex128 [n, P]: what multiplies the pairs of a key that moves by each of n shifts."""
+    angles = torch.tensor(shifts, dtype=torch.float64, device=theta.device)[:, None] * theta
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def copy_turned(out: Tensor, x: Tensor, turns: Tensor, first_pair: int, style: str) -> None:
+    """Copies `x` to `out`, [..., D] each, with pairs first_pair, ... turned by their factors [P]; see `turn`.
+
+    `out` has an even row stride and adjacent columns. The arithmetic is in the dtype of `out`, but at least in float32.
+    """
+    compute = torch.promote_types(out.dtype, torch.float32)
+    if out.dtype != compute:
+        wide = torch.empty(out.shape, dtype=compute, device=out.device)
+        copy_turned(wide, x, turns, first_pair, style)
+        out.copy_(wide)
+        return
+    out.copy_(x)
+    if style == INTERLEAVED:
+        pairs = out[..., 2 * first_pair : 2 * (first_pair + len(turns))].unflatten(-1, (-1, 2))
+        torch.view_as_complex(pairs).mul_(turns.to(torch.promote_types(compute, torch.complex64)))
+        return
+    a, b = (half[..., first_pair : first_pair + len(turns)] for half in _split(out, style))
+    cos, sin = turns.real.to(compute), turns.imag.to(compute)
+    was = a.clone()
+    a.mul_(cos).addcmul_(b, sin, value=-1)
+    b.mul_(cos).addcmul_(was, sin)
 
 
 def rotated(x: Tensor, turns: Tensor, style: str) -> Tensor:

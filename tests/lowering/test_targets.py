@@ -7,7 +7,7 @@ from hypothesis import given
 
 import headforce.lowering.targets.sdpa as sdpa_module
 from headforce.errors import HeadforceError
-from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, turn
+from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF, copy_turned, factors, turn
 from headforce.lowering.targets import find_target, load_targets, registry, target
 from headforce.policy import Policy, parse_rule
 from headforce.testing import check_target
@@ -141,6 +141,18 @@ def test_turning_is_complex_multiplication(half, data):
     for style in (INTERLEAVED, SPLIT_HALF):
         torch.testing.assert_close(turn(key, angle, first, style), turned(key, angle, first, style))
         torch.testing.assert_close(turn(turn(key, angle, first, style), -angle, first, style), key)
+
+
+@pytest.mark.parametrize("style", [INTERLEAVED, SPLIT_HALF])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_turning_on_the_way_into_a_buffer_is_turning(style, dtype):
+    theta, key = torch.tensor([0.3, 0.01], dtype=torch.float64), torch.randn(3, 5, 10, dtype=dtype)
+    buffer = torch.full((3, 9, 10), torch.nan, dtype=dtype)
+    for shift, turns in zip((7, -2), factors(theta, (7, -2)), strict=True):
+        copy_turned(buffer[:, 2:7], key, turns, 1, style)
+        torch.testing.assert_close(buffer[:, 2:7], turn(key, shift * theta, 1, style))
+    assert buffer[:, :2].isnan().all()
+    assert buffer[:, 7:].isnan().all()
 
 
 def test_all_targets_are_found_and_others_named():

@@ -1,50 +1,21 @@
-"""Target `sdpa`: heads with equal plans in one `scaled_dot_product_attention` call.
+"""Target `sdpa`: heads that read alike in one `scaled_dot_product_attention` call for each reading.
 
-Heads of one rule lie at a constant distance, in the pool and in the model's own cache, so a run of rows is a strided
-view over all of them, and a plan of a single run needs no copy at all. Several runs are gathered; a run with a shift is
-turned on the way.
+A reading of a single run is read where it lies. Others are gathered, and their keys turned on the way; beside the
+result that takes one buffer for the keys and the values of the heads of one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.reference import READ_FIELDS, RUN_FIELDS
-from ...kernels.rotation import turn
+from ...kernels.rotation import copy_turned, factors
+from ..gathering import Block, Gather, Run, reads_of
 from .registry import target
-
-Run = tuple[int, int, int]
-
-
-@dataclass
-class _Group:
-    """Reads of the same query rows with the same runs, but for where their regions begin."""
-
-    query_row: int
-    query_rows: int
-    runs: tuple[Run, ...]
-    cells: list[tuple[int, int]]
-    """(batch, head) of every read."""
-    rows: list[int]
-    """The first pool row of every read; 0 in an operand."""
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Heads of one batch row; the rows of each begin `step` pool rows behind those of the one before."""
-
-    batch: int
-    heads: list[int]
-    first_row: int
-    step: int
 
 
 @target("sdpa")
@@ -61,25 +32,23 @@ def sdpa(
 ) -> Tensor:
     """See `kernels.reference.ragged_attention`; softmax in the precision of the backend that SDPA picks."""
     out = query.new_zeros((*query.shape[:3], value.shape[-1]))
-    paged = key.dim() == 3
-    for group, blocks in _laid_out(_bytes(reads), _bytes(runs), paged):
-        part = slice(group.query_row, group.query_row + group.query_rows)
-        for block in blocks:
-            of_block = _page_rows if paged else partial(_operand_rows, query.shape[2])
-            turned, plain = [], []
-            for row, rows, shift in group.runs:
-                k = of_block(key, block, row, rows)
-                turned.append(turn(k, shift * theta.to(torch.float64), first_pair, style) if shift else k)
-                plain.append(of_block(value, block, row, rows))
-            k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in (turned, plain))
-            q = _columns(query[block.batch, part], 1, block.heads).movedim(1, 0)
-            result = F.scaled_dot_product_attention(
-                q[None], k[None].to(query.dtype), v[None].to(query.dtype), scale=scale
-            )[0].movedim(0, 1)
-            if _adjacent(block.heads):
-                out[block.batch, part, block.heads[0] : block.heads[-1] + 1] = result
-            else:
-                out[block.batch, part, block.heads] = result
+    layout = reads_of(_bytes(reads), _bytes(runs), key.dim() == 3)
+    turns = dict(zip(layout.shifts, factors(theta, layout.shifts), strict=True)) if layout.shifts else {}
+    rotation = (first_pair, style)
+    for group in layout.groups:
+        key_rows, value_rows = group.buffer_rows
+        for block in group.blocks:
+            keys = _Rows(key, block, key_rows, query, turns, rotation)
+            values = _Rows(value, block, value_rows, query, turns, rotation)
+            stretches = _stretches(block.heads)
+            for reading in group.readings:
+                part = slice(reading.query_row, reading.query_row + reading.query_rows)
+                q = _columns(query[block.batch, part], 1, block.heads).movedim(1, 0)
+                k, v = keys.of(reading.keys), values.of(reading.values)
+                result = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0].movedim(0, 1)
+                for first, stop in stretches:
+                    heads = slice(block.heads[first], block.heads[first] + stop - first)
+                    out[block.batch, part, heads] = result[:, first:stop]
     return out
 
 
@@ -88,60 +57,56 @@ def _bytes(table: Tensor) -> bytes:
     return content
 
 
-@lru_cache(maxsize=256)  # all passes of a chunk have the same tables
-def _laid_out(reads: bytes, runs: bytes, paged: bool) -> tuple[tuple[_Group, tuple[_Block, ...]], ...]:
-    rows_of_reads, rows_of_runs = (
-        np.frombuffer(table, dtype=np.int32).reshape(-1, len(fields)).tolist()
-        for table, fields in ((reads, READ_FIELDS), (runs, RUN_FIELDS))
-    )
-    return tuple((group, tuple(_blocks(group))) for group in _groups(rows_of_reads, rows_of_runs, paged))
+class _Rows:
+    """Keys or values of the heads of a block, in the dtype of the query: where they lie, or in a buffer."""
+
+    def __init__(
+        self,
+        source: Tensor,
+        block: Block,
+        most: int,
+        query: Tensor,
+        turns: Mapping[int, Tensor],
+        rotation: tuple[int, str],
+    ) -> None:
+        self._source, self._block, self._query = source, block, query
+        self._turns, self._rotation = turns, rotation
+        self._buffer = query.new_empty((len(block.heads), most, source.shape[-1]))
+
+    def of(self, gather: Gather) -> Tensor:
+        """[heads, rows, D]; gathers of a group have to be asked for in their order."""
+        if gather.run is not None:
+            return self._view(gather.run).to(self._query.dtype)
+        for at, run in gather.copies:
+            there = self._buffer[:, at : at + run.rows]
+            if run.shift:
+                copy_turned(there, self._view(run), self._turns[run.shift], *self._rotation)
+            else:
+                there.copy_(self._view(run))
+        return self._buffer[:, : gather.rows]
+
+    def _view(self, run: Run) -> Tensor:
+        """[heads, rows, D]; in pages always a view, in an operand for adjacent heads with K and V of their own."""
+        source, block = self._source, self._block
+        if source.dim() == 3:
+            width = source.shape[2]
+            return source.as_strided(
+                (len(block.heads), run.rows, width),
+                (block.step * width, width, 1),
+                source.storage_offset() + (block.first_row + run.row) * width,
+            )
+        share = self._query.shape[2] // source.shape[2]
+        rows = source[block.batch, run.row : run.row + run.rows]
+        return _columns(rows, 1, [head // share for head in block.heads]).movedim(1, 0)
 
 
-def _groups(reads: list[list[int]], runs: list[list[int]], paged: bool) -> Iterator[_Group]:
-    """In pages, every head has its own region, and runs count from where it begins; in an operand, none has."""
-    groups: dict[tuple[object, ...], _Group] = {}
-    for batch, head, query_row, query_rows, first, count, *_ in reads:
-        if not query_rows or not count:
-            continue
-        base = runs[first][0] if paged else 0
-        shape = tuple((row - base, rows, shift) for row, rows, shift in runs[first : first + count])
-        group = groups.setdefault((query_row, query_rows, shape), _Group(query_row, query_rows, shape, [], []))
-        group.cells.append((batch, head))
-        group.rows.append(base)
-    yield from groups.values()
+def _stretches(heads: Sequence[int]) -> list[tuple[int, int]]:
+    """[first, stop) of the places at which adjacent heads follow each other."""
+    ends = [i for i, (a, b) in enumerate(pairwise(heads), start=1) if b - a != 1]
+    return list(pairwise([0, *ends, len(heads)]))
 
 
-def _blocks(group: _Group) -> Iterator[_Block]:
-    start = 0
-    for i in range(1, len(group.cells) + 1):
-        step = group.rows[start + 1] - group.rows[start] if i > start + 1 else 0
-        ends = i == len(group.cells) or group.cells[i][0] != group.cells[start][0]
-        if ends or (i > start + 1 and group.rows[i] - group.rows[i - 1] != step) or group.rows[i] < group.rows[i - 1]:
-            yield _Block(group.cells[start][0], [head for _, head in group.cells[start:i]], group.rows[start], step)
-            start = i
-
-
-def _page_rows(pool: Tensor, block: _Block, row: int, rows: int) -> Tensor:
-    """Rows of every head of the block, [heads, rows, D], as a view of the pages."""
-    width = pool.shape[2]
-    return pool.as_strided(
-        (len(block.heads), rows, width),
-        (block.step * width, width, 1),
-        pool.storage_offset() + (block.first_row + row) * width,
-    )
-
-
-def _operand_rows(heads: int, operand: Tensor, block: _Block, row: int, rows: int) -> Tensor:
-    """The same of an operand [B, R, Hk, D]; a view for adjacent heads, each with K and V of its own."""
-    share = heads // operand.shape[2]
-    return _columns(operand[block.batch, row : row + rows], 1, [head // share for head in block.heads]).movedim(1, 0)
-
-
-def _adjacent(heads: list[int]) -> bool:
-    return all(b - a == 1 for a, b in pairwise(heads))
-
-
-def _columns(x: Tensor, dim: int, heads: list[int]) -> Tensor:
-    if _adjacent(heads):
+def _columns(x: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
+    if len(_stretches(heads)) == 1:
         return x.narrow(dim, heads[0], len(heads))
     return x.index_select(dim, torch.tensor(heads, device=x.device))
