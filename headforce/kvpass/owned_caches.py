@@ -141,11 +141,11 @@ class OwnedCaches(Caches):
         anew = self.change is Change.ANEW
         facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
-        native = self.session.native(facts.cache_rows, facts.rows)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
         if self.heads is not None and self._begins_anew(facts):
             self.begin_anew()
         if self.stream is None:
+            native = self._native(facts)
             policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
             of_model["tokens"] = facts.rows
             if policy.classify is not None:
@@ -176,6 +176,7 @@ class OwnedCaches(Caches):
             self.queries.want(written, facts, site, mean=True)
         if self.stream.plan is not self._checked:
             # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
+            native = self._native(facts)
             self._check_native(facts, native)
             assert self.stream.plan is not None
             self.check_remap(self.stream.plan)
@@ -228,6 +229,9 @@ class OwnedCaches(Caches):
             bound |= {"tokens": self.pool.shape.rows, "native": str(native)}
             folder = self.session.verify.folder
             raise write_plan(folder, error, self.session.policy, self.stream.plan, tables, **bound) from None
+
+    def _native(self, facts: PassFacts) -> Rule:
+        return self.session.native(facts.cache_rows, facts.rows)
 
     def _check_native(self, facts: PassFacts, native: Rule) -> None:
         """The adapter's rule for the unmodified model against what the graph shows of it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class Group:
     readings: tuple[Reading, ...]
     blocks: tuple[Block, ...]
 
-    @property
+    @cached_property
     def buffer_rows(self) -> tuple[int, int]:
         """Rows of a head that keys and values need in a buffer."""
         keys, values = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -163,7 +164,8 @@ def _segments(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None
     def keys(shift: Callable[[Part], int]) -> Tensor:
         """[1, H, m, R, D]: the segments `shift` frames behind the candidates; NaN where they are not held."""
         wanted = [Part(p.at + shift(p), (p.at + shift(p),), p.index, n, 0) for p in parts]
-        return torch.stack([_keys(pool, turning, cell, wanted, by) for cell in group.cells])[None]
+        of_lanes = [tuple(cells) for _, cells in groupby(group.cells, key=lambda cell: pool.stream.lane_of[cell])]
+        return torch.cat([_keys(pool, turning, cells, wanted, by) for cells in of_lanes])[None]
 
     return Segments(
         keys(lambda part: 0),
@@ -180,19 +182,22 @@ def _queries(queries: Sequence[Tensor] | None, group: _Group, by: Score) -> Tens
     return torch.stack([queries[layer][row, 0, head] for layer, row, head in group.cells])[None]
 
 
-def _keys(pool: PagePool, turning: Turning, cell: Cell, parts: Sequence[Part], by: Score) -> Tensor:
-    """[m, R, D]: the keys of segments in one head, in float32; NaN for those that it does not hold."""
+def _keys(pool: PagePool, turning: Turning, cells: Sequence[Cell], parts: Sequence[Part], by: Score) -> Tensor:
+    """[H, m, R, D]: the keys of segments in heads of one lane, in float32; NaN for those that it does not hold."""
     assert pool.regions is not None
-    lane = pool.stream.lane(cell[0], cell[2], cell[1])
-    base = torch.tensor([pool.regions.base[cell]]).to(pool.k.device)
+    layer, row, head = cells[0]
+    lane = pool.stream.lane(layer, head, row)
+    base = torch.tensor([pool.regions.base[cell] for cell in cells]).to(pool.k.device)
     rows = Rows(pool.k, pool.v, base, lane.slots.slot, lane.where())
     places = [rows.where(part) if part.at < pool.stream.committing else None for part in parts]
-    keys = rows.take(pool.k, [0 if place is None else place for place in places], parts[0].of)[0].float()
+    keys = rows.take(pool.k, [0 if place is None else place for place in places], parts[0].of).float()
     if by.raw:
-        begins = [part.index * keys.shape[1] for part in parts]
+        begins = [part.index * keys.shape[-2] for part in parts]
         keys = turning.raw_rows(keys, [part.at for part in parts], begins, f"the score {by.name}")
-    missing = torch.tensor([place is None for place in places]).to(keys.device)
-    return keys.masked_fill(missing[:, None, None], torch.nan)
+    missing = [place is None for place in places]
+    if any(missing):
+        keys = keys.masked_fill(torch.tensor(missing).to(keys.device)[:, None, None], torch.nan)
+    return keys
 
 
 @maker("select")

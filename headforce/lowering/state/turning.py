@@ -46,7 +46,7 @@ class Turning:
         return self._turned(keys, [-frame for frame in frames], -self._places(need))
 
     def raw_rows(self, keys: Tensor, frames: Sequence[int], rows: Sequence[int], need: str) -> Tensor:
-        """The same for keys [n, R, D], each of one frame from its row `rows` [n] on."""
+        """The same for keys [..., n, R, D], each of one frame from its row `rows` [n] on."""
         places = self._places(need)
         angles = torch.stack([places[row : row + keys.shape[-2]] for row in rows])
         return self._turned(keys, [-frame for frame in frames], -angles)

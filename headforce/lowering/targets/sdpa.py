@@ -6,7 +6,8 @@ result that takes one buffer for the keys and the values of the heads of one cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -97,16 +98,17 @@ class _Rows:
             )
         share = self._query.shape[2] // source.shape[2]
         rows = source[block.batch, run.row : run.row + run.rows]
-        return _columns(rows, 1, [head // share for head in block.heads]).movedim(1, 0)
+        return _columns(rows, 1, tuple(head // share for head in block.heads)).movedim(1, 0)
 
 
-def _stretches(heads: Sequence[int]) -> list[tuple[int, int]]:
+@lru_cache(maxsize=1024)
+def _stretches(heads: tuple[int, ...]) -> list[tuple[int, int]]:
     """[first, stop) of the places at which adjacent heads follow each other."""
     ends = [i for i, (a, b) in enumerate(pairwise(heads), start=1) if b - a != 1]
     return list(pairwise([0, *ends, len(heads)]))
 
 
-def _columns(x: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
+def _columns(x: Tensor, dim: int, heads: tuple[int, ...]) -> Tensor:
     if len(_stretches(heads)) == 1:
         return x.narrow(dim, heads[0], len(heads))
     return x.index_select(dim, torch.tensor(heads, device=x.device))
