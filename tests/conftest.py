@@ -11,6 +11,7 @@ import pytest
 # Tensors are small here, and the threads of several workers would wait for each other. Read when torch is imported, in
 # the processes too that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch first
 
 # Triton looks at this when it is imported, and torch imports triton when it likes.
 if not Path("/dev/nvidiactl").exists():

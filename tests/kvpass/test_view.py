@@ -183,15 +183,12 @@ def test_inference_mode_copies_and_reloaded_weights() -> None:
         assert relative(videos(again, model.config, ([3] * 4,))[0], expected[0]) < TOLERANCE
 
 
-def test_dynamic_shapes_and_dynamo_reset() -> None:
+def test_dynamic_shapes() -> None:
     model = wan(sink_size=1)
     policy = Policy.loads(HEADS)
-    expected = videos(oracle_model(model, policy), model.config, ([3] * 3, [3] * 2))
+    expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
     compiled = torch.compile(model, backend="headforce", options=bare(policy), dynamic=True)
-    rollout = Rollout(compiled, model.config, (1000.0, 625.0))
-    assert relative(rollout.generate(text(model.config), [3] * 3, seed=0), expected[0]) < TOLERANCE
-    torch._dynamo.reset()
-    assert relative(rollout.generate(text(model.config), [3] * 2, seed=1), expected[1]) < TOLERANCE
+    assert relative(videos(compiled, model.config, ([3] * 3,))[0], expected[0]) < TOLERANCE
 
 
 def test_autocast_equals_autocast_eager() -> None:

@@ -109,6 +109,15 @@ def test_by_layer():
     assert Policy({"a": A, "b": B}, default="a", heads={2: {"b": (0,)}}).by_layer
 
 
+def test_the_finest_cut_of_a_frame():
+    """A frame is cut into as many parts as its finest store asks for."""
+    near = " | window(2) as near"
+    halves, tokens = (parse_rule(f"select(2, segments={n}, source=evicted(near))" + near) for n in ("2", "token"))
+    assert Policy({"a": A}).parts_of_frame(24) == 1
+    assert Policy({"a": A, "b": halves}).parts_of_frame(24) == 2
+    assert Policy({"a": halves, "b": tokens}).parts_of_frame(24) == 24
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,10 @@ def test_chunks_follow_each_other(schedule):
     assert all(before.then(after.frames) == after for before, after in pairwise(chunks))
 
 
+def test_equal_sizes_are_counted_and_single_ones_are_not():
+    assert str(Schedule((1, 3, 3, 2))) == "1,3x2,2"
+
+
 def test_parse():
     assert Schedule.parse("3x2").sizes == (3, 3)
     assert Schedule.parse(" 1, 3x2 ,2").sizes == (1, 3, 3, 2)
