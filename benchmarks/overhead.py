@@ -4,8 +4,9 @@
     wrapper   between Dynamo's graph and the compiled one: the clock, and once a chunk planning, tables, page pools
     op        in the operators: grouping heads by their tables, copies, views, and Python
 
-Time in `scaled_dot_product_attention`, in page writes (which take the place of the model's cache writes) and in the
-compiled graph is not headforce's. Operators are watched through the target: what torch takes to call one is not seen.
+Seconds are those of the processor in the thread that runs the model: what else the machine does is not in them. Time in
+`scaled_dot_product_attention`, in page writes (which take the place of the model's cache writes) and in the compiled
+graph is not headforce's. Operators are watched through the target: what torch takes to call one is not seen.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Overhead:
 
     def _spent(self, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[float, Any]:
         self._inside.append(0.0)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         try:
             result = function(*args, **kwargs)
         finally:
-            spent = (time.perf_counter() - begin) * 1e3
+            spent = (time.thread_time() - begin) * 1e3
             inside = self._inside.pop()
             if self._inside:
                 self._inside[-1] += spent

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from check import CHUNKS, Checks, error_of
@@ -54,6 +54,15 @@ class Result:
     replays: int | None = None
     first_chunk: list[dict[str, Any]] | None = None
     over: dict[str, float | None] = field(default_factory=dict)
+
+
+class Spent(NamedTuple):
+    """Milliseconds of a chunk, from the first launch until the device is done: by the clock on the wall, of the
+    processor over all threads, and of the thread that runs the model."""
+
+    wall: float
+    processor: float
+    thread: float
 
 
 def because(error: Exception, variant: Variant) -> Result:
@@ -107,7 +116,7 @@ class Rollouts:
     """One resolution and length: all variants that are right, side by side.
 
     Args:
-        observe: told after every chunk of a variant, and how many milliseconds it took.
+        observe: told after every chunk of a variant, and what it took.
     """
 
     def __init__(
@@ -116,7 +125,7 @@ class Rollouts:
         video: Video,
         settings: Settings,
         plan: Plan,
-        observe: Callable[[Variant, int, float], None] = lambda *_: None,
+        observe: Callable[[Variant, int, Spent], None] = lambda *_: None,
     ) -> None:
         self.model, self.video, self.settings, self.plan, self.observe = model, video, settings, plan, observe
         self.on_gpu = settings.device.type == "cuda"
@@ -127,14 +136,14 @@ class Rollouts:
         for variant in batch:
             self._guarded(variant, sides, results, lambda v=variant: sides.update({v: self._built(v)}))
         graphs = {variant: [0, 0] for variant in sides}
-        times: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in sides}
+        times: dict[Variant, list[Spent]] = {variant: [] for variant in sides}
         flows: dict[Variant, Any] = {}
 
         def step(variant: Variant, chunk: int, measured: bool) -> None:
             side, before = sides[variant], counters["stats"]["unique_graphs"]
             replays = side.replays()
             spent, last = self._chunk(side, chunk)
-            self.observe(variant, chunk, spent[0])
+            self.observe(variant, chunk, spent)
             graphs[variant][measured] += counters["stats"]["unique_graphs"] - before
             if replays is not None:  # sides share graphs: only those of this chunk are this side's
                 result = results[variant.name]
@@ -174,15 +183,14 @@ class Rollouts:
     def _built(self, variant: Variant) -> Side:
         return variant.build(self.model, self.settings)
 
-    def _chunk(self, side: Side, chunk: int) -> tuple[tuple[float, float], list[torch.Tensor]]:
-        """Milliseconds of a chunk, from the first launch until the device is done, by the clock on the wall and of the
-        processor; and its flows."""
-        passes = self.video.passes(chunk)
+    def _chunk(self, side: Side, chunk: int) -> tuple[Spent, list[torch.Tensor]]:
+        """What a chunk takes, and its flows."""
+        passes, clocks = self.video.passes(chunk), (time.perf_counter, time.process_time, time.thread_time)
         self._wait()
-        begin = time.perf_counter(), time.process_time()
+        begin = [clock() for clock in clocks]
         flows = side.chunk(chunk, passes, self.video.context)
         self._wait()
-        return ((time.perf_counter() - begin[0]) * 1e3, (time.process_time() - begin[1]) * 1e3), flows
+        return Spent(*((clock() - at) * 1e3 for clock, at in zip(clocks, begin, strict=True))), flows
 
     def _wait(self) -> None:
         if self.on_gpu:
@@ -193,13 +201,13 @@ class Rollouts:
         variant: Variant,
         side: Side,
         results: dict[str, Result],
-        times: dict[Variant, list[tuple[float, float]]],
+        times: dict[Variant, list[Spent]],
     ) -> None:
         """Times; and on a GPU one more chunk for the memory that it takes, and one under the profiler."""
         result = results[variant.name]
         if not self.plan.timed:
             return
-        wall, processor = zip(*times[variant], strict=True)
+        wall, processor, _ = zip(*times[variant], strict=True)
         result.chunk_ms, result.processor_ms = statistics.median(wall), statistics.median(processor)
         result.slowest_over_median = max(wall) / result.chunk_ms
         result.fps = CHUNK * PIXEL_FRAMES / result.chunk_ms * 1e3
