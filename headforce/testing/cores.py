@@ -41,6 +41,9 @@ GROUPED: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 """[B, S, Hk, D] to [B, S, n * Hk, D], each head for n adjacent ones."""
 
+HIDDEN = ("causal", "first rows hidden")
+"""Faults that hide rows of the history."""
+
 PRODUCTS = ("sdpa", "matmul", "einsum", "einsum_rows", "bmm", "baddbmm", "flex")
 WRITTEN = PRODUCTS[1:6]
 SCALES = ("default", "query", "key", "after", "divided", "before")
@@ -88,7 +91,7 @@ def _score_mod(recipe: Recipe, rows: int, keys: int) -> Callable[..., Tensor] | 
         return lambda score, b, h, i, j: torch.tanh(score / 8) * 8
     if recipe.fault == "bias":
         return lambda score, b, h, i, j: score + 0.1 * j
-    if recipe.fault in ("causal", "first rows hidden"):
+    if recipe.fault in HIDDEN:
         first = rows - keys if recipe.fault == "causal" else 3
         return lambda score, b, h, i, j: torch.where(j >= first, score, -torch.inf) * torch.where(i >= 0, 1.0, 2.0)
     return None

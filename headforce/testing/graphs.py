@@ -35,7 +35,7 @@ from ..kvpass.session import prepare
 from ..kvpass.site import Site
 from ..policy import Policy
 from . import zoo
-from .cores import GROUPED, MASKS, PRODUCTS, SCALES, SOFTMAXES, TO_HEADS, WRITTEN, attend
+from .cores import GROUPED, HIDDEN, MASKS, PRODUCTS, SCALES, SOFTMAXES, TO_HEADS, WRITTEN, attend
 from .inner import INNER
 from .unsupported import CORE_FAULTS, FAULTS, PROTOCOL_FAULTS
 from .zoo import HEADS, TOKENS
@@ -98,6 +98,8 @@ class Recipe:
     @property
     def code(self) -> str | None:
         """The code with which the layer is refused; None for one that is rewritten."""
+        if self.product == "flex" and self.fault in HIDDEN:
+            return "HF-SCOREMOD"  # there the mask is written as a score_mod
         return None if self.fault is None else FAULTS[self.fault]
 
     @property

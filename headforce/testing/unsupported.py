@@ -129,7 +129,7 @@ CORE_FAULTS: dict[str, Callable[[str, str, bool], bool]] = {
     "scaled twice": lambda product, mask, grouped: product in ("matmul", "einsum", "bmm"),
     "called twice": lambda product, mask, grouped: product == "sdpa",
     "tiled heads": lambda product, mask, grouped: grouped,
-    "heads in front": lambda product, mask, grouped: product == "sdpa" and mask == "none",
+    "heads in front": lambda product, mask, grouped: product == "sdpa" and mask == "none" and not grouped,
 }
 
 FAULTS: dict[str, str] = {
