@@ -120,16 +120,17 @@ def _groups(reads: list[list[int]], runs: list[list[int]], paged: bool) -> Itera
         cells.append(cell)
         bases.append(base)
     for shape, (cells, bases) in alike.items():
-        ordered = [_in_order(its_runs) for _, _, its_runs in shape]
+        ordered = _in_order([its_runs for _, _, its_runs in shape])
         keys, values = _gathers(ordered), _gathers([[run._replace(shift=0) for run in its] for its in ordered])
         readings = (Reading(row, rows, k, v) for (row, rows, _), k, v in zip(shape, keys, values, strict=True))
         yield Group(tuple(readings), tuple(_blocks(cells, bases)))
 
 
-def _in_order(runs: Sequence[Run]) -> list[Run]:
-    """Runs that turn come last, those from far behind first: so most of them stay in their place from reading to
-    reading."""
-    return sorted(runs, key=lambda run: (run.shift != 0, -run.shift))
+def _in_order(readings: Sequence[Sequence[Run]]) -> list[list[Run]]:
+    """What all readings read comes first, and then the rest, from far behind on: most of it then stays in its place
+    from reading to reading."""
+    common = set.intersection(*map(set, readings))
+    return [sorted(runs, key=lambda run: (run not in common, 0 if run in common else -run.shift)) for runs in readings]
 
 
 def _gathers(readings: Sequence[Sequence[Run]]) -> Iterator[Gather]:

@@ -49,6 +49,21 @@ def test_what_lies_in_the_buffer_is_not_copied_again():
     assert found.groups[0].buffer_rows == (20, 20)
 
 
+def test_what_stands_at_its_own_frame_by_chance_moves_nothing_else():
+    near = (12, 8, 0)
+    found = layout([(0, 4, 1), (4, 4, 0), near], [(0, 4, 2), (4, 4, 1), near])
+    first, second = found.groups[0].readings
+    assert copies(first.keys) == [(0, *near), (8, 0, 4, 1), (12, 4, 4, 0)]
+    assert copies(second.keys) == [(8, 0, 4, 2), (12, 4, 4, 1)]
+    assert not second.values.copies
+
+
+def test_a_reading_of_its_own_keeps_its_order():
+    runs = [(0, 4, 5), (12, 4, 0), (8, 4, -1)]
+    (reading,) = layout(runs).groups[0].readings
+    assert [(copy.run.row, copy.run.rows, copy.run.shift) for copy in reading.keys.copies] == runs
+
+
 def test_a_reading_in_place_leaves_the_buffer_alone():
     gathered = [(0, 4, 0), (8, 4, 0)]
     readings = layout(gathered, [(0, 4, 0)], gathered).groups[0].readings
