@@ -301,7 +301,8 @@ def recipe_by(choose: Callable[[Sequence[Any]], Any]) -> Recipe:
 
 
 def _fits(fault: str | None, product: str) -> bool:
-    return fault not in CORE_FAULTS or CORE_FAULTS[fault](product, "none", True)
+    """Whether the fault can be put into such a product, with grouped heads or without."""
+    return fault not in CORE_FAULTS or any(CORE_FAULTS[fault](product, "none", grouped) for grouped in (True, False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
