@@ -84,21 +84,21 @@ def test_gradients_are_refused() -> None:
             )
 
 
-@pytest.mark.parametrize(("mode", "printed"), [("owned", ["HF-EAGER"]), ("view", ["6"])])
-def test_disabled_dynamo(mode: str, printed: list[str]) -> None:
-    code = f"""
+def test_disabled_dynamo() -> None:
+    code = """
         import torch
         import headforce
         from headforce.policy import Policy
         from tests.kvpass.conftest import videos, wan
 
-        model = wan()
-        session = headforce.prepare(model, policy=Policy({{}}), mode="{mode}")
-        try:
-            videos(torch.compile(model, backend="headforce"), model.config, ([3],))
-            print(session.misses)
-        except headforce.HeadforceError as error:
-            print(error.code)
+        for mode in ("owned", "view"):
+            model = wan()
+            session = headforce.prepare(model, policy=Policy({}), mode=mode)
+            try:
+                videos(torch.compile(model, backend="headforce"), model.config, ([3],))
+                print(session.misses)
+            except headforce.HeadforceError as error:
+                print(error.code)
         """
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -107,7 +107,7 @@ def test_disabled_dynamo(mode: str, printed: list[str]) -> None:
         text=True,
         timeout=120,
     )
-    assert result.stdout.split() == printed, result.stderr
+    assert result.stdout.split() == ["HF-EAGER", "6"], result.stderr
 
 
 # --- view mode --------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_misses_when_the_inner_compiler_fails_and_errors_are_suppressed() -> Non
 
 def test_passes_that_went_by_unseen_do_not_confuse_the_clock() -> None:
     """The cache rolls in an eager pass; the next compiled pass reads the right rows all the same."""
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1) | window(2)'}\ndefault: a")
     eager = videos(model, model.config, ([3] * 7,))  # the rule is what the model itself reads
     with headforce.prepare(model, policy=policy, mode="view", verify="plan") as session:
@@ -175,6 +175,6 @@ def test_passes_that_went_by_unseen_do_not_confuse_the_clock() -> None:
             return (model if 12 < calls <= 15 else compiled)(*args, **kwargs)
 
         result = videos(switching, model.config, ([3] * 7,))
-        assert session.misses == 3 * 2
-        assert session.launches == [18, 18]
+        assert session.misses == 3
+        assert session.launches == [18]
     assert torch.allclose(result[0], eager[0], rtol=0, atol=1e-5 * float(eager[0].abs().max()))

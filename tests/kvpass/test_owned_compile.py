@@ -98,7 +98,7 @@ def test_no_new_graph_after_the_first_eviction() -> None:
 
 
 def test_inference_mode() -> None:
-    model = wan()
+    model = wan(num_layers=1)
     expected = videos(oracle_model(model, OTHERS[0]), model.config, LENGTHS)
     with headforce.prepare(model, policy=OTHERS[0]), torch.inference_mode():
         result = videos(torch.compile(model, backend="headforce", options=EAGER), model.config, LENGTHS)
@@ -106,7 +106,7 @@ def test_inference_mode() -> None:
 
 
 def test_dynamic_shapes_and_dynamo_reset() -> None:
-    model = wan()
+    model = wan(num_layers=1)
     expected = videos(oracle_model(model, OTHERS[0]), model.config, ([3] * 3, [3] * 2))
     with headforce.prepare(model, policy=OTHERS[0]):
         compiled = torch.compile(model, backend="headforce", options=EAGER, dynamic=True)
@@ -119,7 +119,7 @@ def test_dynamic_shapes_and_dynamo_reset() -> None:
 
 
 def test_autocast_equals_autocast_eager() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     with torch.autocast("cpu", torch.bfloat16):
         eager = videos(model, model.config, LENGTHS, dtype=torch.bfloat16)
         with headforce.prepare(model, policy=Policy({}), canonical_order=True):

@@ -61,7 +61,7 @@ def test_native_is_bitwise(sink: int, batch: int) -> None:
 
 
 def test_bfloat16_is_bitwise() -> None:
-    model = wan(dtype=torch.bfloat16)
+    model = wan(dtype=torch.bfloat16, num_layers=1)
     eager = videos(model, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
     compiled = torch.compile(model, backend="headforce", options=bare(NATIVE))
     result = videos(compiled, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
@@ -102,8 +102,8 @@ def test_the_tolerance_would_show_one_dropped_frame() -> None:
 
 @pytest.mark.slow
 def test_inductor_is_within_rounding() -> None:
-    policy = Policy.loads(BY_LAYER)
-    model = wan(sink_size=1)
+    policy = Policy.loads(HEADS)
+    model = wan(sink_size=1, num_layers=1)
     expected = videos(oracle_model(model, policy), model.config, LENGTHS)
     compiled = torch.compile(model, backend="headforce", options={"policy": policy}, fullgraph=True)
     result = videos(compiled, model.config, LENGTHS)
@@ -111,7 +111,7 @@ def test_inductor_is_within_rounding() -> None:
 
 
 def test_the_models_cache_holds_what_eager_leaves_in_it() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     eager, ours = (Rollout(m, model.config, (1000.0, 625.0)) for m in (model, model))
     ours.model = torch.compile(model, backend="headforce", options=bare(NATIVE))
     for rollout in (eager, ours):
@@ -125,7 +125,7 @@ def test_irregular_chunks_and_a_warm_up() -> None:
     policy = Policy.loads(
         "headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a\nwarmup: {chunks: 2, rule: native()}"
     )
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     reference = Policy.loads(
         "headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a\nwarmup: {chunks: 2, rule: 'sink(1) | span(5)'}"
     )
@@ -184,7 +184,7 @@ def test_inference_mode_copies_and_reloaded_weights() -> None:
 
 
 def test_dynamic_shapes() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     policy = Policy.loads(HEADS)
     expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
     compiled = torch.compile(model, backend="headforce", options=bare(policy), dynamic=True)
@@ -192,7 +192,7 @@ def test_dynamic_shapes() -> None:
 
 
 def test_autocast_equals_autocast_eager() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=1)
     with torch.autocast("cpu", torch.bfloat16):
         eager = videos(model, model.config, ([3] * 4,), dtype=torch.bfloat16)
         compiled = torch.compile(model, backend="headforce", options=bare(NATIVE))
@@ -346,7 +346,7 @@ def test_rules_beyond_the_models_cache_are_refused_in_the_first_pass(rule: str, 
 
 
 def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> None:
-    model = wan(sink_size=0)
+    model = wan(sink_size=0, num_layers=1)
     policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a")
     compiled = torch.compile(model, backend="headforce", options=bare(policy))
     videos(compiled, model.config, ([3, 3],))  # nothing is evicted yet
@@ -363,7 +363,7 @@ def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> Non
     ],
 )
 def test_what_the_cache_can_serve_is_not_refused(rule: str, chunks: list[int]) -> None:
-    model = wan()
+    model = wan(num_layers=1)
     policy = Policy.loads(f"headforce: 0\nclasses: {{a: '{rule}'}}\ndefault: a")
     plain = Policy.loads(f"headforce: 0\nclasses: {{a: '{rule.split(' &')[0]}'}}\ndefault: a")
     expected = videos(oracle_model(model, plain), model.config, (chunks,))
@@ -372,7 +372,7 @@ def test_what_the_cache_can_serve_is_not_refused(rule: str, chunks: list[int]) -
 
 
 def test_a_rule_that_wants_too_much_is_refused_when_it_does() -> None:
-    model = wan()
+    model = wan(num_layers=1)
     policy = Policy.loads("headforce: 0\nclasses: {a: window(4)}\ndefault: a")  # with chunks of 3, only 3 fit
     compiled = torch.compile(model, backend="headforce", options=bare(policy))
     videos(compiled, model.config, ([3, 3],))
@@ -382,7 +382,7 @@ def test_a_rule_that_wants_too_much_is_refused_when_it_does() -> None:
 
 
 def test_a_refused_pass_is_refused_alike_when_it_is_tried_again() -> None:
-    model = wan()
+    model = wan(num_layers=1)
     policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a\nhorizon: 6")
     rollout = Rollout(torch.compile(model, backend="headforce", options=bare(policy)), model.config, (1000.0,))
     rollout.generate(text(model.config), [3, 3])
