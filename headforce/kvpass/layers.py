@@ -190,6 +190,9 @@ class Caches(ABC):
     def chunk(self) -> Chunk | None:
         """The chunk that is running, or ran last; None before the first, and where no clock is kept."""
 
+    def unseen(self) -> None:  # noqa: B027  caches that remember nothing of passes have nothing to do
+        """A pass runs that nobody checks."""
+
     @property
     @abstractmethod
     def again(self) -> bool:

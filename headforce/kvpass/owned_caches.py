@@ -70,6 +70,10 @@ class OwnedCaches(Caches):
     def again(self) -> bool:
         return self.chunk is not None and self.stream is not None and self.stream.history > self.chunk.start
 
+    def unseen(self) -> None:
+        if self.contents is not None and self.chunk is not None:
+            self.contents.unseen(self.chunk.queries)
+
     @property
     def in_use(self) -> bool:
         return any(cache.in_use for cache in self.caches)

@@ -107,6 +107,7 @@ class SiteGraph:
         """Checks what runs inside, as far as that was asked for."""
         checks = self.settings.checks if caches.session is None else caches.session.verify
         if not checks.launches:
+            caches.unseen()
             return nullcontext()
         policy = self.settings.policy if caches.session is None else caches.session.policy
         return watching(Checker(checks, self.report.found, layers, policy, self._target))

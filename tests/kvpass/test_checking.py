@@ -10,6 +10,7 @@ import torch
 import headforce
 from examples.causal_wan import Rollout
 from headforce.errors import HeadforceError
+from headforce.lowering.verify import Verification
 from headforce.policy import Policy
 from headforce.testing.faults import FAULTS
 
@@ -82,6 +83,19 @@ def test_every_nth_launch_is_looked_at():
     video("site", "faulty_wrong_scale", chunks=(3,), every=3)
     with pytest.raises(HeadforceError, match="HF-VERIFY-SITE"):
         video("site", "faulty_wrong_scale", chunks=(3, 3), every=3)
+
+
+def test_passes_that_nobody_looked_at_are_no_fault():
+    """Every other pass is checked: what the passes between them wrote is not taken for a fault."""
+    model = wan(sink_size=1, num_layers=1)
+    policy = Policy.loads('{headforce: 1, classes: {near: "sink(1) | window(3)"}, default: near}')
+    with headforce.prepare(model, policy=policy, verify="full") as session:
+        session.compile(inner="eager")
+        for i, _ in enumerate(
+            Rollout(model, model.config, timesteps=(1000.0, 500.0)).passes(text(model.config), [3] * 3)
+        ):
+            session.verify = Verification("off" if i % 2 else "full")
+        assert session.launches == [9]
 
 
 def test_pages_that_keep_a_noisy_pass_are_noticed():

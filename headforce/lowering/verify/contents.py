@@ -29,6 +29,12 @@ class Contents:
                 of = self._of.setdefault((layer, b, head), {})
                 of.update({f: (marks[0][b][head][i], marks[1][b][head][i]) for i, f in enumerate(frames)})
 
+    def unseen(self, frames: Sequence[int]) -> None:
+        """A pass over these frames runs that nobody looks at: what their pages hold is not known from now on."""
+        for of in self._of.values():
+            for frame in frames:
+                of.pop(frame, None)
+
     def check(self, layer: int, pool: PagePool) -> None:
         """HF-VERIFY-SITE if a page of a layer does not hold what was last written for its frame."""
         assert pool.regions is not None
