@@ -123,3 +123,14 @@ def test_a_commit_without_a_record():
         oracle.replay(rule, {}, 3)
     with pytest.raises(HeadforceError, match="HF-DECISION"):
         oracle.read(rule, None, Chunk(1, 3, 3), 3)
+
+
+def test_merged_blocks_keep_their_places_while_they_are_held():
+    """A newer block takes the place of the one that it replaces, and nothing else is copied."""
+    op = parse_rule("merge(2, last=3) | window(1)").terms[0].op
+    before, after = ({part.frames: part.place for part in op.parts(FrameSet.interval(a, a + 6))} for a in (0, 2))
+    assert sorted(before.values()) == sorted(after.values()) == [0, 1, 2]
+    assert all(after[frames] == before[frames] for frames in before.keys() & after.keys())
+    assert after[6, 7] == before[0, 1]
+    gap = op.parts(FrameSet.interval(0, 2) | FrameSet.interval(6, 8))  # both want the same place
+    assert [part.place for part in gap] == [0, 1]
