@@ -1,6 +1,5 @@
 """`benchmarks/attention.py` without a GPU: the dry run, what it counts, and that it says so when something is wrong."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -15,11 +14,10 @@ from torch.nn.attention.flex_attention import create_block_mask
 from headforce.errors import HeadforceError
 from headforce.lowering.targets import find_target
 from headforce.policy import parse_rule
+from tests.benchmark_scripts import load
 from tests.interpreting import need_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = str(ROOT / "benchmarks")
-
 PLANS = {
     "dense": {"all": 21},
     "dense@collapse": {"all": 21},
@@ -37,15 +35,6 @@ PLANS = {
 """Frames that a query of each class reads, as the papers count them."""
 
 VARIANTS = {"math", "grouped", "flex", "varlen", "reference", "triton", "hopper", "sdpa"}
-
-
-def load(name):
-    """A script of `benchmarks` as a module. Its folder is on the path only meanwhile."""
-    sys.path.insert(0, FOLDER)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(FOLDER)
 
 
 attention, clock, peers, plans = map(load, ("attention", "clock", "peers", "plans"))

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .test_rollout_benchmark import _as_it_was, load  # noqa: F401  the fixture
+from .benchmark_scripts import load
+from .test_rollout_benchmark import _as_it_was  # noqa: F401  the fixture
 
 cpu, overhead, sides, wan = map(load, ("cpu", "overhead", "sides", "wan"))
 CPU, FLOAT = torch.device("cpu"), torch.float32

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = str(Path(__file__).resolve().parents[1] / "benchmarks")
-
-
-def load(name):
-    """A script of `benchmarks` as a module. Its folder is on the path only meanwhile."""
-    sys.path.insert(0, FOLDER)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(FOLDER)
-
+from tests.benchmark_scripts import load
 
 rollout, side_by_side, grouped, parts, first_chunk, report = map(
     load, ("rollout", "side_by_side", "grouped", "parts", "first_chunk", "rollout_report")
