@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from ..errors import HeadforceError, nearest
 from .classify import Classify
@@ -33,6 +42,8 @@ LATER = ("made_for",)
 
 _Count = Annotated[StrictInt, Field(ge=1)]
 _Index = Annotated[StrictInt, Field(ge=0)]
+_Number = Annotated[Any, WithJsonSchema({"type": "number"})]
+"""What it may be is said by whom it is for: a union of types would be refused type by type."""
 
 
 def _layer(key: object) -> object:
@@ -61,14 +72,14 @@ class _Classify(_Shape):
     """Heads are assigned to classes while a stream runs."""
 
     chunk: _Count = Field(description="Index of the chunk whose last pass is measured.")
-    dummies: StrictInt | StrictFloat = Field(
+    dummies: _Number = Field(
         default=0.5, description="Heads of the model that get `without`, or a share of them from 0.0 to 1.0."
     )
     first: StrictStr = Field(default="sink", description="Class of heads that attend to the first frames.")
     middle: StrictStr = Field(default="neighbor", description="Class of heads that attend to the frames between.")
     without: StrictStr = Field(default="dummy", description="Class of the dummies.")
     first_frames: _Count = Field(default=1, description="How many of the frames read count as first.")
-    queries: StrictFloat | StrictInt = Field(default=0.25, description="Share of the query rows that is measured.")
+    queries: _Number = Field(default=0.25, description="Share of the query rows that is measured.")
     seed: _Index = Field(default=0, description="Of the choice of rows.")
 
 
