@@ -109,7 +109,7 @@ class FrameSet:
             base += skip + length
 
     def __str__(self) -> str:
-        """`0, 2-4, 12-36/6`: intervals, and three or more single frames of one stride as first-last/stride."""
+        """`0, 2-4, 12-36/6`: intervals, and four or more single frames of one stride as first-last/stride."""
         return ", ".join(_spell(list(self.intervals()))) or "none"
 
 

@@ -245,7 +245,7 @@ class HeadMemory:
     def _chosen(self, store: str, times: int) -> FrameSet:
         """What was written into a store at least so many times."""
         counts = [EMPTY] * times  # counts[i]: at least i + 1 times
-        for (name, when), writes in sorted(self.record.items(), key=lambda entry: entry[0][1]):
+        for (name, when), writes in self.record.items():
             if name != store or when > self.committed:
                 continue
             for carried in (write.unit for write in writes):

@@ -49,6 +49,17 @@ def reads(plan, layer=0, head=0):
     return found
 
 
+def parts_read(reading):
+    """(store, what a part is made of) -> position, once no part was seen twice."""
+    pairs = [
+        ((item.store, *part.content), position)
+        for item in reading.parts
+        for part, position in zip(item.parts, item.positions, strict=True)
+    ]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
 # --- the oracle ---------------------------------------------------------------------------------------------------
 
 
@@ -58,11 +69,14 @@ def check(policy, schedule, decide=None, layers=3, heads=4):
     for plan, memories in plans(bound, schedule, decide):
         for layer in range(layers):
             for head in range(heads):
-                record = memories[layer, 0, head].record if (layer, 0, head) in memories else None
+                record = memories[layer, 0, head].explained() if (layer, 0, head) in memories else None
                 rule = bound.rules[layer][head].rule
                 for query, found in reads(plan, layer, head).items():
                     assert found == oracle.read(rule, warmup, plan.chunk, query, record)
                     assert all(frame in plan.of(layer, head).live for frame in found)
+                for reading in plan.of(layer, head).readings:
+                    for query in reading.queries:
+                        assert parts_read(reading) == oracle.read_parts(rule, warmup, plan.chunk, query, record)
 
 
 @settings(max_examples=60)
@@ -89,6 +103,10 @@ def test_plan_is_the_oracle_with_recorded_decisions(policy, schedule, decide):
         "window(2) as a | episodic(2, source=evicted(a)) as b | episodic(2, unit=chunk, source=evicted(b)) as c",
         "native() & stride(2, phase=1) | drop()",
         "everything()@clamp(4)",
+        "(merge(2, last=3)@clamp(5) | window(1)) & older(3) | sink(1)",
+        "(sink(1) | select(2, segments=3, source=evicted(near), reuse=2)) & older(2) | window(2) as near",
+        '(merge(2, width=2, last=2) | stride(3, phase="query", last=2))@contiguous',
+        "merge(2, last=2) as a | merge(3, last=2)@collapse(9) as b | merge(2, last=3)@clamp(4) as c",
     ],
 )
 @settings(max_examples=15)

@@ -137,6 +137,13 @@ def test_the_expression_is_never_below_the_number(rule, schedule):
     assert ever is None or bound.capacity(head, schedule).peak <= ever + head.pages
 
 
+@given(rules(stores=True, native=NATIVE), st.integers(0, 9), st.integers(1, 5))
+def test_no_operator_claims_more_than_there_is(rule, committed, frames):
+    s, n = sympy.Integer(committed), sympy.Integer(frames)
+    for term in bound_policy(rule, horizon=1000).distinct[0].rule.terms:
+        assert 0 <= term.op.bound(s, n) <= committed
+
+
 @given(rules(stores=True, intersections=False, native=NATIVE))
 def test_the_expression_is_finite_exactly_if_every_operator_is_bounded(rule):
     rule = bound_policy(rule, horizon=1000).distinct[0].rule

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,24 @@ def test_intervals_are_maximal_and_printing_names_every_frame(a):
     assert {f for start, stop in intervals for f in range(start, stop)} == a
     assert all(before[1] < after[0] for before, after in pairwise(intervals))
     assert _read(str(x)) == a
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        ([], "none"),
+        ([4], "4"),
+        ([0, 6, 12], "0, 6, 12"),
+        ([0, 6, 12, 18], "0-18/6"),
+        ([0, 6, 12, 18, 20], "0-18/6, 20"),
+        ([1, 3, 5, 7, 10, 14, 18, 22], "1-7/2, 10-22/4"),
+        ([0, 2, 3, 5, 7, 9, 11], "0, 2-3, 5-11/2"),
+        ([0, 2, 4, 6, 7], "0, 2, 4, 6-7"),
+        ([0, 1, 3, 4, 6, 7, 9, 10], "0-1, 3-4, 6-7, 9-10"),
+    ],
+)
+def test_printed_form(frames, text):
+    assert str(FrameSet.of(frames)) == text
 
 
 def _read(text: str) -> set[int]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from headforce.errors import HeadforceError
 from headforce.policy import Chunk, FrameSet, HeadMemory, Schedule, Write, oracle, parse_rule
 from headforce.policy.memory import BUSIEST
+from headforce.policy.ops.merge import Merge
 from headforce.testing.strategies import decisions, novel_by, rules, schedules
 
 
@@ -134,3 +135,41 @@ def test_merged_blocks_keep_their_places_while_they_are_held():
     assert after[6, 7] == before[0, 1]
     gap = op.parts(FrameSet.interval(0, 2) | FrameSet.interval(6, 8))  # both want the same place
     assert [part.place for part in gap] == [0, 1]
+
+
+def test_a_merged_block_stands_at_its_middle_and_mixes_cells():
+    assert [part.at for part in Merge(4, last=2).parts(FrameSet.interval(4, 12))] == [5, 9]
+    assert [part.at for part in Merge(3).parts(FrameSet.interval(3, 6))] == [4]
+    op = Merge(2, height=2, width=3)
+    (part,) = op.parts(FrameSet.interval(6, 8))
+    cells = op.materialize_part(part, 4, 6)
+    # Four rows of six tokens: 0 to 5, 6 to 11, ...
+    tokens = [sorted({token for _, token in cell.weights}) for cell in cells]
+    assert tokens == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11], [12, 13, 14, 18, 19, 20], [15, 16, 17, 21, 22, 23]]
+    assert [cell.token for cell in cells] == [0, 3, 12, 15]
+    assert all({frame for frame, _ in cell.weights} == {6, 7} for cell in cells)
+    assert all(set(cell.weights.values()) == {1 / 12} for cell in cells)
+
+
+def test_going_back_leaves_the_blocks_in_front():
+    held = FrameSet.interval(3, 9)
+    assert [str(Merge(3, last=2).before(held, frame)) for frame in (9, 8, 6, 5, 3)] == [
+        "3-8",
+        "3-5",
+        "3-5",
+        "none",
+        "none",
+    ]
+
+
+def test_how_often_a_unit_was_chosen_does_not_depend_on_when():
+    """Counted from the record, whatever the order of its entries."""
+    rule = parse_rule("select(1, segments=2, source=evicted(near), reuse=2) | window(2) as near")
+    memory = HeadMemory(rule)
+    memory.committed = 9
+    chosen = {3: [4], 6: [5, 4], 9: [4, 7]}
+    for when in (9, 3, 6):
+        memory.record["select", when] = tuple(Write(FrameSet.of([unit])) for unit in chosen[when])
+    memory.record["other", 9] = (Write(FrameSet.of([5])),)
+    memory.record["select", 12] = (Write(FrameSet.of([5])),)  # not committed
+    assert [str(memory._chosen("select", times)) for times in (1, 2, 3, 4)] == ["4-5, 7", "4", "4", "none"]

@@ -15,9 +15,11 @@ from headforce.lowering.plan import Planner
 from headforce.policy import Chunk, Classify, Policy, Warmup, op, parse_rule
 from headforce.policy.assignment import assign_kinds, normalised
 from headforce.policy.chunk import Schedule
+from headforce.policy.node import Term
 from headforce.policy.ops.episodic import Evicted, Novel
 from headforce.policy.ops.native import UNMODIFIED
 from headforce.policy.ops.select import Select
+from headforce.policy.ops.sink import Sink
 from headforce.policy.positions import Clamp, Collapse
 from headforce.policy.switch import Cut, Flush, Recache
 
@@ -55,7 +57,11 @@ RULES = [
     "(sink(1))@contiguous | window(1)",
     "(sink(1)@clamp(2) | window(1))@contiguous",
     "(sink(1) | window(1))@collapse(3)",
+    "sink(1)@carry(3, 0, 1)",
+    "sink(1)@",
     "sink(1) as 1x",
+    f"sink({'1' * 100})",
+    f"{'(' * 99}sink(1){')' * 99}",
     "stride(4, phase=4)",
     "stride(4, phase=often)",
     "lag(0)",
@@ -159,6 +165,16 @@ OTHERS = {
     "native before a model": lambda: UNMODIFIED.frames(Chunk(0, 0, 1), 0),
     "native without a model": lambda: Policy({}).bind(layers=1, heads=1),
     "a model that has state": lambda: Policy({}).bind(layers=1, heads=1, native=parse_rule("episodic(2)")),
+    "a rule that is a number": lambda: parse_rule(3),
+    "a map on several operators": lambda: parse_rule("sink(1) | window(1)").mapped(Collapse(3)),
+    "a map in words": lambda: A.mapped("collapse(3)"),
+    "a label with a dash": lambda: Term(Sink(1), label="a-b"),
+    "a horizon of 0": lambda: Policy({"a": A}, horizon=0),
+    "a layer below 0": lambda: Policy({"a": A}, layers={-1: "a"}),
+    "a layer of heads below 0": lambda: Policy({"a": A}, heads={-1: {"a": (0,)}}),
+    "a head below 0": lambda: Policy({"a": A}, heads={0: {"a": (-1,)}}),
+    "a file that is not there": lambda: Policy.load("no/such/policy.yaml"),
+    "text that is no document": lambda: Policy.loads("\x07"),
     "no end": lambda: bound("everything()"),
     "no layers": lambda: bound("sink(1)", layers=0),
     "no heads": lambda: bound("sink(1)", heads=0),

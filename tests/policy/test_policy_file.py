@@ -154,6 +154,25 @@ def test_defaults():
     assert policy.dumps() == "headforce: 1\nclasses: {}\nwarmup:\n  chunks: 3\n"
 
 
+def test_what_is_written_is_to_be_read_and_compared_line_by_line():
+    policy = Policy(
+        {"näh": parse_rule("sink(1)"), "a\u2028b": parse_rule("window(2)")}, "näh", heads={2: {"a\u2028b": (0, 3)}}
+    )
+    assert policy.dumps().splitlines() == [
+        "headforce: 1",
+        "classes:",
+        "  näh: sink(1)",
+        '  ? "a\\Lb"',
+        "  : window(2)",
+        "default: näh",
+        "heads:",
+        "  '2':",
+        '    ? "a\\Lb"',
+        "    : [0, 3]",
+    ]
+    assert policy.dumps("json").startswith('{\n  "headforce": 1,\n  "classes": {\n    "n')
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -163,6 +163,26 @@ def test_order_counts_only_between_maps_that_differ():
     assert len({a, b, c}) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("drop()@collapse(3)", "drop()"),
+        ("drop() | drop()", "drop()"),
+        ("drop() | sink(1)", "sink(1)"),
+        ("window(2) | (sink(1) | window(2))", "sink(1) | window(2)"),
+        ("sink(1) & sink(1)", "sink(1)"),
+        ("sink(1) & drop() & window(1)", "drop()"),
+        ("window(2) & sink(1)", "sink(1) & window(2)"),
+        ("window(2)@collapse(3) & span(4) & sink(1)", "window(2)@collapse(3) & sink(1) & span(4)"),
+        ("window(2)@collapse(3) & sink(1)@collapse(3)", "sink(1)@collapse(3) & window(2)@collapse(3)"),
+        ("select(1, segments=2, source=evicted(a)) & older(2) | window(1) as a",) * 2,
+        ("sink(2) & (window(3) | span(4))", "sink(2) & (span(4) | window(3))"),
+    ],
+)
+def test_the_normal_form(text, normal):
+    assert str(parse_rule(text).normal) == normal
+
+
 def test_equal_numbers_have_one_digest():
     assert same(parse_rule("episodic(2, write=novel(1))"), parse_rule("episodic(2, write=novel(1.0))"))
     assert same(parse_rule("episodic(2, write=novel(0))"), parse_rule("episodic(2, write=novel(-0.0))"))
