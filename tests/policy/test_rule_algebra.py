@@ -176,6 +176,7 @@ def test_order_counts_only_between_maps_that_differ():
         ("window(2)@collapse(3) & span(4) & sink(1)", "window(2)@collapse(3) & sink(1) & span(4)"),
         ("window(2)@collapse(3) & sink(1)@collapse(3)", "sink(1)@collapse(3) & window(2)@collapse(3)"),
         ("select(1, segments=2, source=evicted(a)) & older(2) | window(1) as a",) * 2,
+        ("select(1, segments=1, source=evicted(a)) | window(1) as a",) * 2,
         ("sink(2) & (window(3) | span(4))", "sink(2) & (span(4) | window(3))"),
     ],
 )
