@@ -27,11 +27,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import bars
 import torch
 from check import Checks
 from grouped import as_grouped
 from overhead import Overhead, watched
-from report import aligned, facts, ratio, remark, write
+from report import aligned, caption, facts, ratio, remark, write
 from side_by_side import Plan, Result, Rollouts, Spent, check
 from sides import (
     COUNTS,
@@ -192,6 +193,18 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return aligned(rows)
 
 
+def draw(report: dict[str, Any], path: Path) -> None:
+    """One picture: how many times faster than dense attention, and bytes held."""
+    panels = [
+        (title, {name: result[key] for name, result in report["variants"].items()})
+        for key, title in (
+            ("over_dense", "a steady chunk: times faster than dense attention in eager"),
+            ("held", "K and V held: share of what dense attention holds"),
+        )
+    ]
+    bars.draw([panels], path, caption(report["machine"]))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -229,6 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     report["settings"] = {"threads": arguments.threads, "inner": arguments.inner, "chunks": CHUNKS, "steady": STEADY}
     write(report, arguments.out)
     print(table(found))
+    print(caption(report["machine"]))
+    draw(report, arguments.out.with_suffix(".png"))
     return 0 if ok else 1
 
 

@@ -1,9 +1,11 @@
-"""What every benchmark reports: the machine, one JSON file, one Markdown table."""
+"""What every benchmark reports: the machine, one JSON file, one Markdown table, and where it helps one picture."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ def facts(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "headforce": __version__,
         "packages": {package: machine.version(package) for package in (*machine.REQUIRED, *machine.OPTIONAL)},
+        "commit": commit(),
         "device": "cpu",
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -37,6 +42,34 @@ def facts(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
+
+
+def commit() -> str | None:
+    """The commit of the working tree, with a + behind it where files differ; None outside of a checkout."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def processor() -> str | None:
+    """The name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def caption(found: dict[str, Any]) -> str:
+    """One line: what the numbers were measured on."""
+    what = found["device"] if found["device"] != "cpu" else f"{found['cores']} cores of {found['processor']}"
+    versions = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "triton") if found["packages"][name])
+    at = f" at {found['commit']}" if found["commit"] else ""
+    return f"{what}, Python {found['python']}, {versions}, headforce {found['headforce']}{at}"
 
 
 def ratio(a: float | None, b: float | None) -> float | None:

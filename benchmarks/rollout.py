@@ -24,7 +24,7 @@ from typing import Any
 import first_chunk
 import torch
 from check import Checks
-from report import facts, write
+from report import caption, facts, write
 from rollout_report import compare, draw, table
 from side_by_side import Plan, Rollouts, batches, because, check
 from sides import (
@@ -212,6 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     report["ok"] = holds(report)
     write(report, arguments.out)
     print(table(report))
+    print(caption(report["machine"]))
     draw(report, arguments.out.with_suffix(".png"))
     return 0 if report["ok"] else 1
 

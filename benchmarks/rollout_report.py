@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report import aligned, ratio, remark
+import bars
+from report import aligned, caption, ratio, remark
 from sides import Variant
 
 GIB = 2**30
@@ -69,29 +70,15 @@ def table(report: dict[str, Any]) -> str:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """One picture: frames per second and bytes held, of every variant of every case. None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    cases = report["cases"]
-    figure = Figure(figsize=(12, 1 + sum(0.6 + 0.26 * len(case["variants"]) for case in cases)), layout="constrained")
-    panels = figure.subplots(len(cases), 2, squeeze=False)
-    for row, case in zip(panels, cases, strict=True):
-        names = list(case["variants"])
-        for axes, value, title in (
-            (row[0], lambda r: r["fps"], "frames per second, steady"),
-            (row[1], _gib("held_bytes"), "GiB of K and V held"),
-        ):
-            values = [value(case["variants"][name]) for name in names]
-            bars = axes.barh(
-                names, [v or 0 for v in values], color=["tab:blue" if "headforce" in n else "0.6" for n in names]
+    """One picture: frames per second and bytes held, of every variant of every case."""
+    rows = [
+        [
+            (f"{case['case']}: {title}", {name: value(result) for name, result in case["variants"].items()})
+            for value, title in (
+                (lambda result: result["fps"], "frames per second, steady"),
+                (_gib("held_bytes"), "GiB of K and V held"),
             )
-            axes.bar_label(bars, ["" if v is None else f"{v:.3g}" for v in values], padding=3, fontsize=8)
-            axes.set_title(f"{case['case']}: {title}", fontsize=9, loc="left")
-            axes.tick_params(labelsize=8)
-            axes.margins(x=0.15)
-            axes.invert_yaxis()
-        row[1].set_yticklabels([])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+        ]
+        for case in report["cases"]
+    ]
+    bars.draw(rows, path, caption(report["machine"]))

@@ -109,4 +109,7 @@ def test_a_run_of_a_tiny_model(tmp_path, monkeypatch, capsys):
     assert set(ours["ours_by_part"]) == set(overhead.PARTS)
     assert all(0 < share < 1 for share in ours["ours_by_part"].values())
     assert "ours" not in grouped
-    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(chosen)
+    *rows, caption = capsys.readouterr().out.strip().splitlines()
+    assert len(rows) == 2 + len(chosen)
+    assert f"torch {torch.__version__}" in caption
+    assert out.with_suffix(".png").exists()
