@@ -43,12 +43,13 @@ def check_kernel(kernel, folder):
         assert kernel["matrix"] > 0  # on tensor cores
 
 
-def test_every_kernel_for_hopper(tmp_path):
-    choice = ["--arch", "sm90", "--dtype", "bfloat16", "--dtype", "float32", "--head-dim", "128"]
+@pytest.mark.parametrize(("dtype", "head_dim", "count"), [("bfloat16", 128, 6), ("float32", 64, 4)])
+def test_every_kernel_for_hopper(dtype, head_dim, count, tmp_path):
+    choice = ["--arch", "sm90", "--dtype", dtype, "--head-dim", str(head_dim)]
     done = run("-m", "headforce", "kernels", "--aot", *choice, "--out", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert len(report) == 10
+    assert len(report) == count
     for kernel in report:
         check_kernel(kernel, tmp_path)
         if kernel["kernel"].endswith("attention") and kernel["dtype"] == "bf16":
