@@ -3,10 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # `make gpu` installs nothing: it takes the machine's own Python and torch.
 GPU_PYTHON ?= python3
-GPU_BENCHMARK ?= --quick
 GPU_OUT ?= out/gpu
-# By name, so that what other tests import is not needed there.
-GPU_TESTS := tests/kernels/test_gpu.py tests/kvpass/test_gpu.py tests/kvpass/test_gpu_graphs.py tests/kvpass/test_shell.py
+# Such as --full, or --step kernels; see benchmarks/gpu.py.
+GPU_OPTIONS ?=
 WORKERS ?= 2
 # A policy file or a published system for the demo, such as POLICY=forcing_kv; without it the demo's own policy.
 POLICY ?=
@@ -49,15 +48,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Everything that needs a GPU, in one command; the report and the table are what a benchmark leaves.
+# Everything that needs a GPU, in one command; FOLDER/*.txt and *.json are what it leaves.
 gpu:
-	$(GPU_PYTHON) benchmarks/machine.py
-	@failed=0; export PYTHONPATH=.; \
-	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider $(GPU_TESTS) || failed=1; \
-	$(GPU_PYTHON) benchmarks/planning.py || failed=1; \
-	$(GPU_PYTHON) benchmarks/attention.py $(GPU_BENCHMARK) --out $(GPU_OUT)/attention.json || failed=1; \
-	$(GPU_PYTHON) benchmarks/rollout.py $(GPU_BENCHMARK) --out $(GPU_OUT)/rollout.json || failed=1; \
-	exit $$failed
+	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT) $(GPU_OPTIONS)
 
 # Ratios on a CPU, for a quiet machine with two cores: three minutes.
 bench-cpu: .venv/ready

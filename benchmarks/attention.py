@@ -233,7 +233,8 @@ def new_report(arguments: argparse.Namespace, device: torch.device) -> dict[str,
 def measure_all(report: dict[str, Any], arguments: argparse.Namespace, device: torch.device) -> None:
     """Fills in the cases, and writes the report after each of them."""
     dtype = getattr(torch, report["settings"]["dtype"])
-    chosen = variants(arguments.targets or (("reference",) if arguments.dry_run else ()) + TARGETS, arguments.dry_run)
+    targets = arguments.targets or (("reference",) if arguments.dry_run else ()) + TARGETS
+    chosen = variants(targets, arguments.dry_run, arguments.few_peers)
     clock = Clock(device, budget=50 if arguments.quick else 150)
     for shape, of_shape in itertools.groupby(cases_of(arguments), key=lambda pair: pair[0]):
         if clock.on:
@@ -262,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU: tiny shapes, checks, no times")
     parser.add_argument("--only", action="append", metavar="TEXT", help="cases whose name has TEXT in it; repeatable")
     parser.add_argument("--target", action="append", dest="targets", help="instead of all targets; repeatable")
+    parser.add_argument("--few-peers", action="store_true", help="without flex and varlen")
     parser.add_argument("--out", type=Path, default=Path("out/attention.json"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if not arguments.dry_run and not torch.cuda.is_available():

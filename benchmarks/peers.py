@@ -300,10 +300,15 @@ def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1).int(), order.int().contiguous()
 
 
-def variants(targets: Iterable[str], dry: bool) -> list[Variant]:
-    """All variants of a case, in the order in which they are measured; the first one is the yardstick."""
+def variants(targets: Iterable[str], dry: bool, few_peers: bool = False) -> list[Variant]:
+    """All variants of a case, in the order in which they are measured; the first one is the yardstick.
+
+    `few_peers`: of the peers, those alone that others are compared with.
+    """
     dense = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
     if dry:
         dense = {"math": SDPBackend.MATH}
-    peers = [grouped_with(*dense.values()), Variant("flex", build_flex), Variant("varlen", build_varlen)]
+    peers = [grouped_with(*dense.values())]
+    if not few_peers:
+        peers += [Variant("flex", build_flex), Variant("varlen", build_varlen)]
     return [*(dense_with(*entry) for entry in dense.items()), *peers, *map(target_of, targets)]

@@ -50,9 +50,8 @@ QUICK = (
     *(f"grouped {preset}" for preset in COUNTS),
     *(f"headforce {meaning} triton" for meaning in (DENSE, *COUNTS)),
     "headforce forcing_kv hopper",
-    "headforce forcing_kv triton graphs",
 )
-"""Variants of `--quick`: the whole model is compiled in one piece only for the last of them."""
+"""Variants of `--quick`: none of them compiles the whole model in one piece, as captured passes do."""
 
 
 def all_variants(targets: Sequence[str]) -> list[Variant]:
@@ -66,7 +65,7 @@ def all_variants(targets: Sequence[str]) -> list[Variant]:
 
 
 def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[str, Any]) -> None:
-    """All lengths at one resolution; the report is written after each."""
+    """All lengths at one resolution; the report is written after each batch of variants."""
     device = torch.device("cpu" if arguments.dry_run else "cuda")
     dtype = torch.float32 if arguments.dry_run else torch.bfloat16
     config = config_of(resolution, arguments.layers)
@@ -92,14 +91,14 @@ def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[
         if rollouts.on_gpu:
             torch.cuda.empty_cache()
             room = torch.cuda.mem_get_info()[0] * 0.6  # the rest is for activations
+        case = {"case": f"{resolution.name} {frames} frames", "config": asdict(config), "frames": frames}
+        report["cases"].append(case)
         for number, batch in enumerate(batches(right, config, dtype.itemsize, room)):
             rollouts.run(batch, results, number)
-        for name, result in results.items():
-            result.first_chunk = firsts.get(name)
-        case = {"case": f"{resolution.name} {frames} frames", "config": asdict(config), "frames": frames}
-        case["variants"] = compare({name: asdict(result) for name, result in results.items()}, variants)
-        report["cases"].append(case)
-        write(report, arguments.out)
+            for name, result in results.items():
+                result.first_chunk = firsts.get(name)
+            case["variants"] = compare({name: asdict(result) for name, result in results.items()}, variants)
+            write(report, arguments.out)
 
 
 def settings_of(arguments: argparse.Namespace, config: Any, device: torch.device, dtype: torch.dtype) -> Settings:
@@ -111,7 +110,10 @@ def chosen(arguments: argparse.Namespace) -> list[Variant]:
     """The variants that were asked for."""
     found = all_variants(arguments.targets)
     if arguments.only:
-        return [v for v in found if any(v.name == text or v.name.startswith(f"{text} ") for text in arguments.only)]
+        # A name alone is one variant, also where others have more behind it.
+        exact = {variant.name for variant in found} & set(arguments.only)
+        parts = tuple(f"{text} " for text in arguments.only if text not in exact)
+        return [v for v in found if v.name in exact or v.name.startswith(parts)]
     return [v for v in found if v.name in QUICK] if arguments.quick and not arguments.dry_run else found
 
 

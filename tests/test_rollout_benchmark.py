@@ -145,3 +145,17 @@ def test_a_child_that_dies_is_a_failure(monkeypatch, tmp_path):
     assert first == second
     assert (first["state"], first["seconds"]) == ("failed", None)
     assert "exit status 1" in first["reason"]
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ("headforce forcing_kv triton", ["headforce forcing_kv triton"]),
+        ("headforce forcing_kv triton graphs", ["headforce forcing_kv triton graphs"]),
+        ("headforce dense", ["headforce dense triton", "headforce dense triton graphs"]),
+        ("b", ["b"]),
+    ],
+)
+def test_a_name_alone_is_one_variant(only, names):
+    arguments = rollout.parsed(["--target", "triton", "--only", only])
+    assert [variant.name for variant in rollout.chosen(arguments)] == names

@@ -271,6 +271,9 @@ def hopper_attention(
     if PARTS:
         part = gl.program_id(2)
         parts = gl.load(read + 6)
+    # A read without rows leaves its output as it is, which is zero; most reads have fewer parts than the grid.
+    if (rows_of_query <= 0) | (part >= parts):
+        return
     first_run = gl.load(read + 4)
     blocks = gl.to_tensor(0)
     for r in range(first_run, first_run + gl.load(read + 5)):
@@ -281,7 +284,7 @@ def hopper_attention(
         # This program's share of the blocks of all runs.
         begin = (blocks.to(gl.int64) * part // parts).to(gl.int32)
         count = (blocks.to(gl.int64) * (part + 1) // parts).to(gl.int32) - begin
-    # A read without rows leaves its output as it is, which is zero; a part without rows says so by its lse.
+    # A part without rows says so by its lse.
     batch = gl.load(read).to(gl.int64)
     head = gl.load(read + 1).to(gl.int64)
     query_at = gl.load(read + 2).to(gl.int64) + first_row
@@ -295,8 +298,6 @@ def hopper_attention(
         slot = (gl.load(read + 7) + part * gl.load(read + 3) + first_row).to(gl.int64)
         first_part_out = part_out + slot * DV
         first_part_lse = part_lse + slot
-    if (rows_of_query <= 0) | (part >= parts):
-        return
     if count == 0:
         flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
         row = gl.arange(0, BLOCK_M, flat)

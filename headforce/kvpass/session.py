@@ -69,7 +69,17 @@ def prepare(
     if module in _SESSIONS:
         raise HeadforceError("HF-PREPARED", found="a model that is prepared already", needed="restore() first")
     loaded = read_policy(policy, labels)
+    _register_backend()
     return Session(module, loaded, adapter, mode=mode, canonical=canonical_order, verify=checks)
+
+
+def _register_backend() -> None:
+    """Makes the name "headforce" known to `torch.compile` where no entry point does: in a checkout that was not
+    installed."""
+    if "headforce" not in torch._dynamo.list_backends(exclude_tags=()):
+        from .backend import headforce_backend
+
+        torch._dynamo.register_backend(headforce_backend, name="headforce")
 
 
 def session_of(model: nn.Module) -> Session | None:

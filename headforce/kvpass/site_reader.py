@@ -95,8 +95,9 @@ class SiteReader:
             values = {place: [args[i] for i in indices] for place, indices in self._places.items()}
             places = place_angles(self.site, values, grid)
         # The table may lie on another device, from where the graph moves what it takes of it.
-        theta = theta.to(args[self.site.cache.k_index].device)
-        return Turning(theta, *rotated_pairs(self.site), places, grid)
+        device = args[self.site.cache.k_index].device
+        places = None if places is None else places.to(device)
+        return Turning(theta.to(device), *rotated_pairs(self.site), places, grid)
 
 
 def _compiled(report: SiteReport, grid: Sequence[sympy.Expr]) -> Callable[[Sequence[Any]], tuple[int, ...]] | None:

@@ -59,7 +59,8 @@ class OracleAttention(SelfAttention):
         rate = THETA ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
         turn = torch.ones(key.shape[-1] // 2, dtype=torch.complex128)
         turn[:pairs] = torch.polar(torch.ones(pairs, dtype=torch.float64), shift * rate)
-        return torch.view_as_real(torch.view_as_complex(key.double().unflatten(-1, (-1, 2))) * turn).flatten(-2)
+        turned = torch.view_as_complex(key.double().unflatten(-1, (-1, 2))) * turn.to(key.device)
+        return torch.view_as_real(turned).flatten(-2)
 
 
 def oracle_model(

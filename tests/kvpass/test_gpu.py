@@ -34,7 +34,7 @@ def video(model, config):
 @pytest.mark.parametrize("mode", ["owned", "view"])
 @pytest.mark.parametrize("policy", [NATIVE, MOVING], ids=["native", "moving"])
 def test_compiled_equals_eager_masked_to_the_oracle(policy, mode, inner):
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = wan(sink_size=1).cuda()
     expected = video(model if policy is NATIVE else oracle_model(model, policy), model.config)
     with headforce.prepare(model, policy=policy, mode=mode) as session:

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from torch._dynamo.backends import registry
 
 import headforce
 from examples.causal_wan import Rollout
@@ -141,3 +142,14 @@ def test_a_horizon_is_kept() -> None:
     short = Policy.loads("headforce: 0\nclasses: {a: everything()}\ndefault: a\nhorizon: 6")
     with headforce.prepare(model, policy=short), pytest.raises(HeadforceError, match="HF-HORIZON"):
         videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3] * 3,))
+
+
+def test_the_backend_is_known_where_nothing_is_installed(monkeypatch):
+    """As on a machine that has the checkout alone, without the entry point of an installed package."""
+    for known in (registry._BACKENDS, registry._COMPILER_FNS):
+        monkeypatch.delitem(known, "headforce", raising=False)
+    assert "headforce" not in torch._dynamo.list_backends(exclude_tags=())
+    model = wan()
+    with headforce.prepare(model, A) as session:
+        videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3],))
+        assert session.launches == [3, 3]

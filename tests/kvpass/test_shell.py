@@ -643,6 +643,7 @@ class TestCuda:
 
     def test_memory_and_lifetime(self) -> None:
         torch.zeros(1, device="cuda")
+        others = virtual_bytes("cuda")  # shells of earlier tests that are still alive
         free = torch.cuda.mem_get_info()[0]
         shells = [make_shell(CACHE, torch.bfloat16, "cuda") for _ in range(60)]
         for t in shells:
@@ -659,11 +660,11 @@ class TestCuda:
         gc.collect()
         row.fill_(5)
         assert row.float().mean().item() == 5
-        assert virtual_bytes("cuda") < 2 * row.untyped_storage().nbytes()
+        assert virtual_bytes("cuda") - others < 2 * row.untyped_storage().nbytes()
         del row
         gc.collect()
         shell_cuda.unmap_retired(torch.device("cuda"))
-        assert virtual_bytes("cuda") == 0
+        assert virtual_bytes("cuda") <= others
         assert not shell_cuda._retired
 
     def test_methods(self) -> None:

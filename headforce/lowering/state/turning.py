@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +17,8 @@ class Turning:
     """The rotation of stored keys.
 
     Attributes:
-        theta: float64 [Pt], radians that each temporal pair turns in one frame; empty where no RoPE is known.
+        theta: float64 [Pt], radians that each temporal pair turns in one frame; empty where no RoPE is known. On the
+            device of the keys, as `places` are.
         first_pair: the first temporal pair. style: how pairs lie in the head dim, see `kernels.rotation.turn`.
         places: float64 [T, D / 2], radians by which every pair turns for the place of a token in its frame, zero for
             temporal pairs; None where that is not known.
@@ -31,14 +31,9 @@ class Turning:
     places: Tensor | None = None
     grid: tuple[int, int] | None = None
 
-    @cached_property
-    def _rates(self) -> Tensor:
-        """`theta` on the host, fetched once."""
-        return self.theta.to("cpu", torch.float64)
-
     def moved(self, keys: Tensor, shifts: Tensor) -> Tensor:
         """Keys [n, T, D] of n frames, in float32 at least, each moved by its own number of frames [n]."""
-        angle = shifts[:, None, None] * self.theta.to(keys.device)
+        angle = shifts[:, None, None] * self.theta
         return turn(keys.to(torch.promote_types(keys.dtype, torch.float32)), angle, self.first_pair, self.style)
 
     def raw(self, keys: Tensor, frames: Sequence[int], need: str) -> Tensor:
@@ -68,7 +63,7 @@ class Turning:
         """Keys [..., n, R, D] turned by their frame [n] and the angles of their place, [R, D / 2] or [n, R, D / 2]."""
         total = angles.expand(len(frames), *angles.shape[-2:]).clone()
         last = self.first_pair + len(self.theta)
-        time = torch.tensor(frames, dtype=torch.float64)[:, None] * self._rates
+        time = torch.tensor(frames, dtype=torch.float64, device=total.device)[:, None] * self.theta
         total[..., self.first_pair : last] += time[:, None]
         compute = torch.promote_types(keys.dtype, torch.float32)
-        return turn(keys.to(compute), total.to(keys.device), 0, self.style)
+        return turn(keys.to(compute), total, 0, self.style)
