@@ -110,8 +110,10 @@ class Labels:
         A layer that is not named is `dynamic` as a whole; how many layers there are says the file (`num_layers`) or
         `layers`.
         """
-        total = layers or (data.get("num_layers") if isinstance(data, dict) else None)
-        heads = data.get("num_heads") if isinstance(data, dict) else None
+        said = {
+            key: _index(key, data[key]) for key in ("num_layers", "num_heads") if isinstance(data, dict) and key in data
+        }
+        total, heads = layers or said.get("num_layers"), said.get("num_heads")
         items = data["layers"] if isinstance(data, dict) and "layers" in data else data
         if isinstance(items, dict):
             items = [{"layer_idx": key, **value} for key, value in items.items() if isinstance(value, dict)]
@@ -214,14 +216,18 @@ def need_classes(labels: Labels | str | PathLike[str], classes: Sequence[str], d
     return found
 
 
+DIGITS = 4
+"""Of a layer or head, at most: layers that a file leaves out are filled in."""
+
+
 def _wrong(found: str, needed: str) -> HeadforceError:
     return HeadforceError("HF-LABELS", found=found, needed=needed)
 
 
 def _index(place: str, value: Any) -> int:
     text = str(value)
-    if isinstance(value, bool) or not text.isdigit():
-        raise _wrong(repr(value), "a whole number from 0 on").at(place)
+    if isinstance(value, bool) or not text.isdecimal() or len(text) > DIGITS:
+        raise _wrong(f"{value!r:.40}", f"a whole number from 0 to {10**DIGITS - 1}").at(place)
     return int(text)
 
 
