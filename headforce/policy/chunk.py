@@ -36,6 +36,10 @@ class Chunk:
         return Chunk(self.index + 1, self.stop, frames)
 
 
+MOST_CHUNKS = 100_000
+"""Of a schedule that is read from text: each is planned on its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """The chunk sizes of a stream, in frames. Iterating gives the chunks.
@@ -56,9 +60,12 @@ class Schedule:
         sizes: list[int] = []
         for part in text.split(","):
             size, times, count = part.strip().partition("x")
-            if not (size.isdecimal() and (count.isdecimal() and int(count) if times else True)):
-                raise HeadforceError("HF-SCHEDULE", found=repr(text), needed="chunk sizes such as 3x14 or 1,3x7,2")
-            sizes += [int(size)] * (int(count) if times else 1)
+            if not (_is_count(size) and (_is_count(count) if times else True)):
+                raise HeadforceError("HF-SCHEDULE", found=f"{text!r:.60}", needed="chunk sizes such as 3x14 or 1,3x7,2")
+            more = int(count) if times else 1
+            if len(sizes) + more > MOST_CHUNKS:
+                raise HeadforceError("HF-SCHEDULE", found=f"{text!r:.60}", needed=f"at most {MOST_CHUNKS} chunks")
+            sizes += [int(size)] * more
         return Schedule(tuple(sizes))
 
     @property
@@ -83,3 +90,7 @@ class Schedule:
             else:
                 groups.append([size, 1])
         return ",".join(str(size) if count == 1 else f"{size}x{count}" for size, count in groups)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10 and int(text) > 0

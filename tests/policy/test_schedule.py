@@ -34,7 +34,26 @@ def test_parse():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3x", "x3", "3x0", "3x0,2", "0", "0x4", "-3", "3,,2", "3.5", "3 4", "three", "2x3x4"]
+    "text",
+    [
+        "",
+        "3x",
+        "x3",
+        "3x0",
+        "3x0,2",
+        "0",
+        "0x4",
+        "-3",
+        "3,,2",
+        "3.5",
+        "3 4",
+        "three",
+        "2x3x4",
+        "²",
+        "1" * 5000,
+        "3x999999999",
+        "1x60000,2x60000",
+    ],
 )
 def test_bad_text(text):
     with pytest.raises(HeadforceError, match="HF-SCHEDULE"):
