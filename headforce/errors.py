@@ -58,9 +58,9 @@ CATALOGUE: dict[str, Entry] = {
         "A class that is not defined, a head named twice, a count of 0, or text where a number belongs.",
     ),
     "HF-POLICY-SHAPE": Entry(
-        "A policy names a layer or a head that the model does not have.",
-        "Count layers and heads from 0, and use a policy made for a model of this shape.",
-        "The policy was made for a model with more layers or more heads.",
+        "A policy names a layer or a head that the model does not have, or it was made for a model of another shape.",
+        "Count layers and heads from 0, and use a policy, or labels, made for a model of this shape.",
+        "A policy, or a label file, of a model with more or fewer layers or heads.",
     ),
     "HF-UNBOUNDED": Entry(
         "A rule can keep more and more frames, so no cache is large enough for it.",
@@ -140,7 +140,7 @@ CATALOGUE: dict[str, Entry] = {
     "HF-LABELS": Entry(
         "A label file does not say, once and for every head, what it is.",
         "The message names the layer; docs/systems.md shows the forms that are read.",
-        "Labels of a model of another size, a head without a label, or a file of another form.",
+        "A head without a label or with two, labels of another system, or a file of another form.",
     ),
     "HF-KERNEL": Entry(
         "A kernel was asked for tensors that it does not take.",

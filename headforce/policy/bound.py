@@ -131,6 +131,12 @@ class BoundPolicy:
                 seen.setdefault(rule.text, rule)
         return tuple(seen.values())
 
+    @cached_property
+    def reads_native(self) -> bool:
+        """Whether any head reads what the unmodified model reads."""
+        rules = [r for rule in self.distinct for r in (rule.rule, rule.warmup) if r is not None]
+        return any(isinstance(term.op, Native) for rule in rules for term in rule.terms)
+
     def check_horizon(self, chunk: Chunk) -> None:
         """HF-HORIZON if the chunk goes past the policy's horizon."""
         horizon = self.policy.horizon
@@ -236,6 +242,14 @@ def _check_shape(policy: Policy, layers: int, heads: int) -> None:
     for name, count in (("layers", layers), ("heads", heads)):
         if count < 1:
             raise HeadforceError("HF-POLICY-SHAPE", found=f"a model with {count} {name}", needed="at least 1")
+    if policy.made_for not in (None, (layers, heads)):
+        # Before heads are looked at one by one: those of a smaller model are all there.
+        raise HeadforceError(
+            "HF-POLICY-SHAPE",
+            site="made_for",
+            found="labels, or a policy, of a model with {} layers of {} heads".format(*policy.made_for),
+            needed=f"those of this model, which has {layers} layers of {heads} heads",
+        )
     named: list[tuple[str, int, tuple[int, ...]]] = [(f"layers.{layer}", layer, ()) for layer in policy.layers]
     for layer, by_class in policy.heads.items():
         named += [(f"heads.{layer}.{name}", layer, members) for name, members in by_class.items()]

@@ -35,10 +35,7 @@ from .policy import Policy, Warmup
 
 VERSION = 1
 READABLE = (0, 1)
-"""Versions of the format that are read. Version 0 is version 1 without `on_switch` and `classify`."""
-
-LATER = ("made_for",)
-"""Keys that the format has room for and this version does not act on."""
+"""Versions of the format that are read. Version 0 is version 1 without `on_switch`, `classify` and `made_for`."""
 
 _Count = Annotated[StrictInt, Field(ge=1)]
 _Index = Annotated[StrictInt, Field(ge=0)]
@@ -83,6 +80,13 @@ class _Classify(_Shape):
     seed: _Index = Field(default=0, description="Of the choice of rows.")
 
 
+class _MadeFor(_Shape):
+    """The shape of the only models that the policy is for."""
+
+    layers: _Count = Field(description="How many layers.")
+    heads: _Count = Field(description="How many heads a layer.")
+
+
 class _File(_Shape):
     """What every attention head of a model remembers of past frames."""
 
@@ -100,6 +104,7 @@ class _File(_Shape):
         default_factory=dict, description="Class: what it does with its memory when the prompt switches."
     )
     classify: _Classify | None = Field(default=None, description="Heads are classified while a stream runs.")
+    made_for: _MadeFor | None = Field(default=None, description="Models of any other shape are refused.")
 
 
 _short = reprlib.Repr()
@@ -175,6 +180,8 @@ def to_dict(policy: Policy) -> dict[str, Any]:
         data["on_switch"] = {name: str(answer) for name, answer in policy.on_switch.items()}
     if policy.classify is not None:
         data["classify"] = asdict(policy.classify)
+    if policy.made_for is not None:
+        data["made_for"] = dict(zip(("layers", "heads"), policy.made_for, strict=True))
     return data
 
 
@@ -270,6 +277,7 @@ def _policy(data: dict[Any, Any]) -> Policy:
         position_range=shape.position_range,
         on_switch={name: answer(name, text) for name, text in shape.on_switch.items()},
         classify=None if shape.classify is None else Classify(**shape.classify.model_dump()),
+        made_for=None if shape.made_for is None else (shape.made_for.layers, shape.made_for.heads),
     )
 
 
@@ -282,9 +290,9 @@ def _first(error: ValidationError) -> HeadforceError:
     if problem["type"] in unknown:
         key = str(problem["input"] if problem["type"] == "invalid_key" else problem["loc"][-1])
         within = str(problem["loc"][0]) if len(problem["loc"]) > 1 else ""
-        shapes: dict[str, type[BaseModel]] = {"warmup": _Warmup, "classify": _Classify}
+        shapes: dict[str, type[BaseModel]] = {"warmup": _Warmup, "classify": _Classify, "made_for": _MadeFor}
         known = list(shapes.get(within, _File).model_fields)
-        later = " (the format keeps it for a later version)" if key in LATER else nearest(key, known)
+        later = nearest(key, known)
         if key in ("preset", "arguments"):
             later = " (`headforce.presets.read_policy` reads files that name a preset)"
         return HeadforceError("HF-POLICY-KEY", site=place, found=f"key {key!r}{later}", needed=", ".join(known))

@@ -49,6 +49,8 @@ class Policy:
         position_range: the largest distance, in frames, at which a query may see any frame.
         on_switch: class -> what its heads do with their memory when the prompt switches; others keep it.
         classify: how heads are assigned to classes while a stream runs; in place of `heads`, `layers` and `default`.
+        made_for: (layers, heads) of the only models it is for. Labels are of one model: a larger one has heads of which
+            they say nothing.
 
     Policies compare and hash by meaning: class names and spelling do not count, the rule of every head does.
     Raises HF-POLICY-VALUE for a class that does not exist or a head that is named twice.
@@ -63,6 +65,7 @@ class Policy:
     position_range: int | None = None
     on_switch: Mapping[str, Answer] = field(default_factory=dict)
     classify: Classify | None = None
+    made_for: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, rule in self.classes.items():
@@ -108,6 +111,8 @@ class Policy:
         for name in ("horizon", "position_range"):
             if getattr(self, name) is not None:
                 _need_count(name, getattr(self, name))
+        if self.made_for is not None:
+            _need_shape(self.made_for)
 
     def _check_classify(self, classify: Classify) -> None:
         for place in ("first", "middle", "without"):
@@ -199,8 +204,8 @@ class Policy:
     def bind(self, *, layers: int, heads: int, native: Rule | None = None, tokens: int | None = None) -> BoundPolicy:
         """The policy for a model of `layers` x `heads` with `tokens` tokens in a frame, whose own rule is `native`.
 
-        Raises HF-POLICY-SHAPE for a layer or head that the model lacks, HF-NATIVE if `native()` is used and not
-        given, HF-UNBOUNDED for a rule that grows without end and no `horizon`, HF-SEGMENTS for rules that cut frames
+        Raises HF-POLICY-SHAPE for a layer or head that the model lacks and for a policy that was made for a model of
+        another shape, HF-NATIVE if `native()` is used and not given, HF-UNBOUNDED for a rule that grows without end and no `horizon`, HF-SEGMENTS for rules that cut frames
         into pieces which do not come out even. Heads that are classified while a stream runs are bound as a guess.
         """
         from .bound import bind
@@ -220,7 +225,7 @@ class Policy:
 
     @cached_property
     def _meaning(self) -> tuple[Any, ...]:
-        """(default kind, {layer: (its kind, {head: its kind})} where they differ, warm-up, horizon, range)."""
+        """(default kind, {layer: (its kind, {head: its kind})} where they differ, warm-up, what it is limited to)."""
         default = self._kind(self.default)
         exceptions = []
         for layer in sorted({*self.layers, *self.heads}):
@@ -230,11 +235,12 @@ class Policy:
             if heads or base != default:
                 exceptions.append((layer, base, tuple(sorted(heads, key=lambda entry: entry[0]))))
         warmup = (self.warmup.chunks, self.warmup.rule) if self.warmup else None
+        limits = (self.horizon, self.position_range, self.made_for)
         if self.classify is not None:
             of_classes = tuple(self._kind(name) for name in self.classify.classes)
             spelling = replace(self.classify, first="first", middle="middle", without="without")
-            return default, (("classify", of_classes, spelling),), warmup, self.horizon, self.position_range
-        return default, tuple(exceptions), warmup, self.horizon, self.position_range
+            return default, (("classify", of_classes, spelling),), warmup, limits
+        return default, tuple(exceptions), warmup, limits
 
     def __eq__(self, other: object) -> bool:
         return self._meaning == other._meaning if isinstance(other, Policy) else NotImplemented
@@ -245,7 +251,7 @@ class Policy:
     @property
     def digest(self) -> str:
         """A hash of the meaning that is the same in every process and on every machine (16 hex digits)."""
-        default, exceptions, warmup, horizon, distance = self._meaning
+        default, exceptions, warmup, (horizon, distance, made_for) = self._meaning
         if self.classify is not None:
             ((_, kinds, spelling),) = exceptions
             exceptions = ()
@@ -260,6 +266,7 @@ class Policy:
                 (warmup[0], warmup[1].digest) if warmup else None,
                 horizon,
                 distance,
+                *([made_for] if made_for else []),
             )
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -301,6 +308,13 @@ def _digest(kind: tuple[Rule, Answer]) -> str:
 def _need_count(name: str, value: object) -> None:
     if type(value) is not int or value < 1:
         raise HeadforceError("HF-POLICY-VALUE", site=name, found=repr(value), needed="a whole number of at least 1")
+
+
+def _need_shape(made_for: object) -> None:
+    if not isinstance(made_for, tuple) or len(made_for) != 2:
+        raise HeadforceError("HF-POLICY-VALUE", site="made_for", found=repr(made_for), needed="(layers, heads)")
+    for name, count in zip(("layers", "heads"), made_for, strict=True):
+        _need_count(f"made_for.{name}", count)
 
 
 def _need_index(place: str, value: object) -> None:

@@ -54,4 +54,5 @@ def dummy_forcing(
         classify = Classify(classify_at, num_dummy, *CLASSES, first_frames=first_frames, queries=queries, seed=seed)
         return Policy(classes, warmup=warmup, classify=classify)
     found = need_classes(labels, CLASSES, "dummy")
-    return Policy(classes, default="dummy", heads=found.heads_besides("dummy"), warmup=warmup)
+    heads = found.heads_besides("dummy")
+    return Policy(classes, default="dummy", heads=heads, warmup=warmup, made_for=found.shape)

@@ -61,4 +61,5 @@ def forcing_kv(
         heads=heads,
         layers=dict.fromkeys(ungrouped_layers, "ungrouped"),
         warmup=Warmup(warmup_chunks, everywhere) if warmup_chunks else None,
+        made_for=found.shape,
     )

@@ -45,4 +45,5 @@ def head_forcing(
         "anchor": parse_rule(f"(sink({anchor_sink}) | window({anchor_window}))@contiguous"),
         "memory": parse_rule(memory),
     }
-    return Policy(classes, default="memory", heads=found.heads_besides("memory"), position_range=position_range)
+    heads = found.heads_besides("memory")
+    return Policy(classes, default="memory", heads=heads, position_range=position_range, made_for=found.shape)

@@ -47,6 +47,11 @@ class Labels:
         return len(self.layers[0])
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, heads) of the model whose heads they are: `made_for` of a policy."""
+        return len(self.layers), self.heads
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The classes that occur, in the order in which they do."""
         return tuple(dict.fromkeys(name for layer in self.layers for name in layer))
@@ -64,10 +69,6 @@ class Labels:
         """`heads` of a policy whose default class is `default`."""
         by_layer = {i: {n: hs for n, hs in self.of(i).items() if n != default} for i in range(len(self.layers))}
         return {layer: classes for layer, classes in by_layer.items() if classes}
-
-    def renamed(self, names: Mapping[str, str]) -> Labels:
-        """The same heads under other names."""
-        return Labels(tuple(tuple(names.get(name, name) for name in layer) for layer in self.layers))
 
     # --- reading ------------------------------------------------------------------------------------------------
 

@@ -55,4 +55,5 @@ def pyramid_forcing(
         "anchor": parse_rule(f"sink({sink}){far} | {anchor}| span({recent})"),
         "veil": parse_rule(f"sink({sink}){far} | {veil}| span({recent})"),
     }
-    return Policy(classes, default="anchor", heads=found.heads_besides("anchor"), position_range=distance)
+    heads = found.heads_besides("anchor")
+    return Policy(classes, default="anchor", heads=heads, position_range=distance, made_for=found.shape)

@@ -104,6 +104,7 @@ class Budgeted:
             {name: self.candidates.rules[name] for name in used},
             default=default,
             heads={layer: of for layer, of in heads.items() if of},
+            made_for=names.shape,
         )
 
 

@@ -81,12 +81,12 @@ def _without(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _plainer(policy: Policy) -> Iterator[Policy]:
-    bare = replace(policy, heads={}, layers={}, on_switch={})
+    bare = replace(policy, heads={}, layers={}, on_switch={}, made_for=None)
     for name, rule in policy.classes.items():
         alone = replace(bare, classes={name: rule}, default=name)
         if alone != policy:
             yield alone
-    for attribute in ("warmup", "position_range"):
+    for attribute in ("warmup", "position_range", "made_for"):
         if getattr(policy, attribute) is not None:
             yield replace(policy, **{attribute: None})
     for name in policy.classes:

@@ -107,6 +107,9 @@ FILES = [
     "on_switch: {a: flsh(2)}",
     "on_switch: {a: cut(2) now}",
     "classes: {a: sink(1)}",
+    "made_for: {layers: 2}",
+    "made_for: {layers: 2, heads: 0}",
+    "made_for: {layers: 2, head: 3}",
 ]
 
 OTHERS = {
@@ -181,6 +184,9 @@ OTHERS = {
     "a layer too far": lambda: Policy({"a": A}, layers={7: "a"}).bind(layers=2, heads=2, native=NATIVE),
     "a head too far": lambda: Policy({"a": A}, heads={0: {"a": (7,)}}).bind(layers=2, heads=2, native=NATIVE),
     "past the horizon": lambda: bound("everything()", horizon=6).check_horizon(Chunk(2, 6, 3)),
+    "a model of another shape": lambda: Policy({"a": A}, made_for=(1, 2)).bind(layers=2, heads=2, native=NATIVE),
+    "a shape of one number": lambda: Policy({"a": A}, made_for=3),
+    "a shape without heads": lambda: Policy({"a": A}, made_for=(2, 0)),
     "pieces that do not come out even": lambda: Policy(
         {"a": parse_rule("select(2, segments=5, source=evicted(near)) | window(2) as near")}, "a"
     ).bind(layers=1, heads=1, native=NATIVE, tokens=12),

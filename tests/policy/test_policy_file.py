@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headforce.errors import HeadforceError
 from headforce.policy import Classify, Policy, Warmup, parse_rule
-from headforce.policy.file import LATER, schema
+from headforce.policy.file import schema
 from headforce.policy.ops.native import UNMODIFIED
 from headforce.testing.strategies import policies
 
@@ -282,11 +282,16 @@ def test_unknown_keys(text, says):
     assert says in refused(text, "HF-POLICY-KEY")
 
 
-@pytest.mark.parametrize("key", LATER)
-def test_keys_of_later_versions_are_not_ignored(key):
-    assert f"key {key!r} (the format keeps it for a later version)" in refused(
-        f"headforce: 0\n{key}: x", "HF-POLICY-KEY"
-    )
+def test_the_shape_that_a_policy_is_for():
+    text = "headforce: 1\nclasses: {a: sink(1)}\ndefault: a\nmade_for: {layers: 2, heads: 3}"
+    policy = Policy.loads(text)
+    assert policy.made_for == (2, 3)
+    for form in ("yaml", "json"):
+        assert fields(Policy.loads(policy.dumps(form))) == fields(policy)
+    anywhere = Policy.loads(text.partition("made_for")[0])
+    assert policy != anywhere
+    assert policy.digest != anywhere.digest
+    valid(policy.dumps())
 
 
 ONE = "headforce: 0\nclasses: {a: sink(1), b: window(1)}\n"

@@ -89,7 +89,8 @@ def test_other_chunks(schedule):
 
 
 def test_layers_without_labels_are_dynamic_and_14b_models_select_nothing():
-    policy = forcing_kv(LABELS, selected=0, dynamic_window=3, ungrouped_layers=())
+    labels = Labels.from_forcing_kv(LABELS.to_forcing_kv()["layers"], layers=4)
+    policy = forcing_kv(labels, selected=0, dynamic_window=3, ungrouped_layers=())
     *_, reads = planned(policy, (3,) * 8, layers=4)
     assert reads[3, 0] == reads[0, 0] == ({0, 18, 19, 20}, set())
     assert reads[0, 1] == ({0, 20}, set())

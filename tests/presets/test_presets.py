@@ -171,6 +171,28 @@ def test_a_head_that_the_model_lacks():
         dummy_forcing(LABELS).bind(layers=2, heads=2)
 
 
+@pytest.mark.parametrize("name", ["dummy_forcing", "forcing_kv", "head_forcing", "pyramid_forcing"])
+@pytest.mark.parametrize("size", [(30, 12), (2, 12), (3, 4), (1, 4), (2, 3)])
+def test_labels_are_of_one_model(name, size):
+    """Those of a smaller model would leave the other heads to the default class, in silence."""
+    policy = make_preset(name, labels=EXAMPLES / "labels" / f"{name}.tiny.json")
+    assert policy.made_for == (2, 4)
+    policy.bind(layers=2, heads=4, tokens=1560)
+    with pytest.raises(HeadforceError, match="HF-POLICY-SHAPE.*2 layers of 4 heads") as caught:
+        Policy.loads(policy.dumps()).bind(layers=size[0], heads=size[1], tokens=1560)
+    assert caught.value.site == "made_for"
+
+
+def test_layers_that_forcing_kv_does_not_name_are_of_the_model(tmp_path):
+    """As many as its file says there are."""
+    file = tmp_path / "labels.json"
+    file.write_text(
+        '{"num_layers": 3, "num_heads": 2, "layers": [{"layer_idx": 1, "static_head": [0], "dynamic_head": [1]}]}'
+    )
+    bound = make_preset("forcing_kv", labels=file).bind(layers=3, heads=2, tokens=1560)
+    assert bound.classes[1:] == (("static", "dynamic"), ("dynamic", "dynamic"))
+
+
 def spread(layers, heads, **counts):
     """Labels with so many heads of each class, spread over the layers."""
     names = [name for name, count in counts.items() for _ in range(count)]
