@@ -97,10 +97,11 @@ def plan(
 
     if dtype not in DTYPE_BYTES:
         raise click.BadParameter(f"{dtype!r} is not one of {', '.join(DTYPE_BYTES)}", param_hint="--dtype")
-    bound = read_policy(policy, labels).bind(
-        layers=layers, heads=heads, native=parse_rule(native), tokens=tokens_per_frame
-    )
-    chunks = Schedule.parse(schedule)
+    given, own, chunks = read_policy(policy, labels), parse_rule(native), Schedule.parse(schedule)
+    try:
+        bound = given.bind(layers=layers, heads=heads, native=own, tokens=tokens_per_frame)
+    except HeadforceError as error:
+        raise error.at(policy) from None
     size = footprint(bound, chunks, 2 * batch * tokens_per_frame * head_dim * DTYPE_BYTES[dtype])
     times = None
     if machine is not None:

@@ -12,6 +12,7 @@ from headforce._version import __version__
 from headforce.cli import main
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "policies" / "static_dynamic.yaml")
+TINY_LABELS = str(Path(__file__).parents[1] / "examples" / "labels" / "forcing_kv.tiny.json")
 
 
 def run(*args, code=0):
@@ -93,7 +94,8 @@ def test_a_head_may_read_nothing_at_all(tmp_path):
     ("args", "code"),
     [
         (["absent.yaml"], "HF-POLICY-FILE"),
-        ([EXAMPLE, "--layers", "2"], "HF-POLICY-SHAPE"),
+        ([EXAMPLE, "--layers", "2"], f"HF-POLICY-SHAPE] at {EXAMPLE}, heads.2"),
+        (["forcing_kv", "--labels", TINY_LABELS], "HF-POLICY-SHAPE] at forcing_kv, made_for"),
         ([EXAMPLE, "--heads", "3"], "HF-POLICY-SHAPE"),
         ([EXAMPLE, "--schedule", "3x0"], "HF-SCHEDULE"),
         ([EXAMPLE, "--schedule", "3x90"], "HF-HORIZON"),
@@ -105,7 +107,7 @@ def test_a_head_may_read_nothing_at_all(tmp_path):
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_refusals(args, code, form):
     result = run("plan", *args, *form, code=2)
-    assert f"headforce: [{code}]" in result.stderr
+    assert f"headforce: [{code}" in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
 

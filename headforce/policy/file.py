@@ -5,6 +5,7 @@ The keys are a contract; docs/policy.md describes them. A key that this version 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import reprlib
@@ -36,6 +37,8 @@ from .policy import Policy, Warmup
 VERSION = 1
 READABLE = (0, 1)
 """Versions of the format that are read. Version 0 is version 1 without `on_switch`, `classify` and `made_for`."""
+
+FORMS = ("yaml", "json")
 
 _Count = Annotated[StrictInt, Field(ge=1)]
 _Index = Annotated[StrictInt, Field(ge=0)]
@@ -115,7 +118,7 @@ def load(path: str | PathLike[str]) -> Policy:
     """The policy in the file at `path`. Errors name the file."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TypeError, ValueError) as error:  # ValueError: other bytes than UTF-8, or a NUL in the path
         raise HeadforceError(
             "HF-POLICY-FILE", site=str(path), found=f"a file that cannot be read ({error})", needed="a policy file"
         ) from error
@@ -137,6 +140,8 @@ def save(policy: Policy, path: str | PathLike[str]) -> None:
 
 def dumps(policy: Policy, form: str = "yaml") -> str:
     """The text of the policy's file in `yaml` or `json`."""
+    if form not in FORMS:
+        raise HeadforceError("HF-POLICY-VALUE", site="form", found=repr(form), needed=" or ".join(FORMS))
     data = to_dict(policy)
     if form == "json":
         return json.dumps(data, indent=2) + "\n"
@@ -187,6 +192,8 @@ def to_dict(policy: Policy) -> dict[str, Any]:
 
 def document(text: str) -> dict[Any, Any]:
     """The keys of a policy file as they stand, its version checked; HF-POLICY-FILE for any other text."""
+    if not isinstance(text, str):
+        raise HeadforceError("HF-POLICY-FILE", found=f"a {type(text).__name__}", needed="the text of a policy file")
     # A JSON document is YAML too, but JSON's own reader has the better messages for one that is cut short.
     read = [_read_json, _read_yaml] if text.lstrip().startswith("{") else [_read_yaml]
     data, problem = None, None
@@ -217,7 +224,12 @@ def document(text: str) -> dict[Any, Any]:
 
 
 def _read_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except _Twice:
+        with contextlib.suppress(*_UNREADABLE):
+            _read_yaml(text)  # JSON's reader does not say where in the document an object stands
+        raise
 
 
 def _read_yaml(text: str) -> Any:
@@ -228,19 +240,32 @@ def _read_yaml(text: str) -> Any:
 _UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
+class _Twice(HeadforceError):
+    """A key that is there twice."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which would silently keep the last of two equal keys, made to refuse them."""
 
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._within: dict[int, str] = {}
+        """The key under which a mapping stands, by the id of its node."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+        place = self._within.get(id(node), "")
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (_, value) in zip(keys, node.value, strict=True):
+            self._within[id(value)] = f"{place}{key}."
+        _unique([(key, None) for key in keys], place)
         return super().construct_mapping(node, deep)
 
 
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+def _unique(pairs: list[tuple[Any, Any]], place: str = "") -> dict[Any, Any]:
     seen: dict[str, Any] = {}
     for key, _ in pairs:
         if str(key) in seen:  # 3 and "3" are one layer
-            raise HeadforceError("HF-POLICY-VALUE", site=str(key), found="the same key twice", needed="it once")
+            raise _Twice("HF-POLICY-VALUE", site=f"{place}{key}", found="the same key twice", needed="it once")
         seen[str(key)] = key
     return dict(pairs)
 

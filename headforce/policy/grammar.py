@@ -7,6 +7,7 @@
     call  :=  NAME ["(" [argument ("," argument)*] ")"]
     argument := [NAME "="] (NUMBER | STRING | call)
 
+A STRING is in double quotes, or in single ones; it is written in double ones.
 Parentheses may be left out after a map without arguments (`@keep`) and where a word is meant (`unit=frame`), never
 after an operator.
 """
@@ -24,7 +25,7 @@ from .rule import Rule
 from .switch import ANSWERS, Answer
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<number>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|"(?P<string>[^"]*)"|(?P<sign>[|&@(),=]))"""
+    r"""\s*(?:(?P<number>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|"(?P<string>[^"]*)"|'(?P<single>[^']*)'|(?P<sign>[|&@(),=]))"""
 )
 _END = ("end", "the end")
 _DEEPEST = 32
@@ -66,7 +67,7 @@ class _Reader:
             if match is None:
                 self.fail("an operator, a number or one of | & @ ( ) , =", place)
             kind = str(match.lastgroup)
-            self.tokens.append((kind, match[kind], match.start(kind)))
+            self.tokens.append(("string" if kind == "single" else kind, match[kind], match.start(kind)))
             place = match.end()
         self.next = 0
         self.depth = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadforceError, nearest
 from .classify import Classify
+from .op import Composable
 from .ops.native import UNMODIFIED
 from .rule import Rule
 from .switch import KEEP_ALL, Answer
@@ -29,6 +30,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         _need_count("warmup.chunks", self.chunks)
+        object.__setattr__(self, "rule", _rule("warmup.rule", self.rule))
         if self.rule.stateful:
             raise HeadforceError(
                 "HF-POLICY-VALUE", site="warmup.rule", found=str(self.rule), needed="a rule without stateful operators"
@@ -40,7 +42,7 @@ class Policy:
     """What every head of a model remembers.
 
     Args:
-        classes: name -> rule.
+        classes: name -> rule, or operator.
         default: the class of every head not named below; without it such heads read what the model itself reads.
         heads: layer -> class -> heads. Goes before `layers`.
         layers: layer -> class, for whole layers. Goes before `default`.
@@ -68,10 +70,23 @@ class Policy:
     made_for: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, rule in self.classes.items():
+        for key in ("classes", "heads", "layers", "on_switch"):
+            _need_mapping(key, getattr(self, key))
+        for name in self.classes:
             if not isinstance(name, str):
                 raise HeadforceError("HF-POLICY-VALUE", site="classes", found=repr(name), needed="a name")
+        rules = {name: _rule(f"classes.{name}", rule) for name, rule in self.classes.items()}
+        if any(rules[name] is not rule for name, rule in self.classes.items()):
+            object.__setattr__(self, "classes", rules)
+        for rule in rules.values():
             rule.checked()
+        if self.warmup is not None and not isinstance(self.warmup, Warmup):
+            raise HeadforceError(
+                "HF-POLICY-VALUE",
+                site="warmup",
+                found=repr(self.warmup),
+                needed="a Warmup, such as Warmup(2), or None",
+            )
         if self.default is not None:
             self._need_class("default", self.default)
         for layer, name in self.layers.items():
@@ -79,10 +94,15 @@ class Policy:
             self._need_class(f"layers.{layer}", name)
         for layer, by_class in self.heads.items():
             _need_index("heads", layer)
+            _need_mapping(f"heads.{layer}", by_class)
             seen: dict[int, str] = {}
             for name, heads in by_class.items():
                 place = f"heads.{layer}.{name}"
                 self._need_class(place, name)
+                if isinstance(heads, str) or not isinstance(heads, Collection):
+                    raise HeadforceError(
+                        "HF-POLICY-VALUE", site=place, found=repr(heads), needed="a tuple of heads, such as (0, 3)"
+                    )
                 for head in heads:
                     _need_index(place, head)
                     if head in seen:
@@ -139,11 +159,13 @@ class Policy:
             )
 
     def _need_class(self, place: str, name: str) -> None:
-        if name not in self.classes:
+        known = isinstance(name, str) and name in self.classes
+        if not known:
+            close = nearest(name, self.classes) if isinstance(name, str) else ""
             raise HeadforceError(
                 "HF-POLICY-VALUE",
                 site=place,
-                found=f"class {name!r}{nearest(name, self.classes)}",
+                found=f"class {name!r}{close}",
                 needed="one of the classes: " + (", ".join(self.classes) or "there is none"),
             )
 
@@ -205,8 +227,9 @@ class Policy:
         """The policy for a model of `layers` x `heads` with `tokens` tokens in a frame, whose own rule is `native`.
 
         Raises HF-POLICY-SHAPE for a layer or head that the model lacks and for a policy that was made for a model of
-        another shape, HF-NATIVE if `native()` is used and not given, HF-UNBOUNDED for a rule that grows without end and no `horizon`, HF-SEGMENTS for rules that cut frames
-        into pieces which do not come out even. Heads that are classified while a stream runs are bound as a guess.
+        another shape, HF-NATIVE if `native()` is used and not given, HF-UNBOUNDED for a rule that grows without end and
+        no `horizon`, HF-SEGMENTS for rules that cut frames into pieces which do not come out even. Heads that are
+        classified while a stream runs are bound as a guess.
         """
         from .bound import bind
 
@@ -303,6 +326,23 @@ class Policy:
 def _digest(kind: tuple[Rule, Answer]) -> str:
     rule, answer = kind
     return rule.digest if answer == KEEP_ALL else f"{rule.digest} {answer}"
+
+
+def _rule(place: str, value: object) -> Rule:
+    """A rule, or an operator, which is the rule of it alone."""
+    if isinstance(value, Composable):
+        return value.as_rule()
+    raise HeadforceError(
+        "HF-POLICY-VALUE",
+        site=place,
+        found=repr(value),
+        needed='a rule: parse_rule("window(1)"), or operators that are joined in Python',
+    )
+
+
+def _need_mapping(place: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise HeadforceError("HF-POLICY-VALUE", site=place, found=repr(value), needed="a mapping, {key: value}")
 
 
 def _need_count(name: str, value: object) -> None:

@@ -77,7 +77,7 @@ class Labels:
         """The labels in a file of any of the four kinds. `layers`: of the model, where the file may name fewer."""
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, TypeError, ValueError) as error:  # ValueError: other bytes than UTF-8, or a NUL in the path
             raise _wrong(f"a file that cannot be read ({error})", "a label file").at(str(path)) from error
         try:
             if str(path).endswith(".csv"):

@@ -30,6 +30,8 @@ def read_policy(given: Policy | str | PathLike[str], labels: Labels | str | Path
     Raises HF-PRESET, HF-LABELS, and what `Policy.load` raises.
     """
     arguments = {} if labels is None else {"labels": labels}
+    if not isinstance(given, (Policy, str, PathLike)):
+        raise HeadforceError("HF-POLICY-FILE", found=f"{given!r}", needed="a policy, a policy file, or a preset's name")
     if isinstance(given, str) and given.isidentifier() and not Path(given).exists():
         return make_preset(given, **arguments)
     if not isinstance(given, Policy):
@@ -51,7 +53,7 @@ def _preset_of(path: Path) -> dict[Any, Any] | None:
 
     try:
         data = document(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, HeadforceError):
+    except (OSError, ValueError, HeadforceError):
         return None
     return data if "preset" in data else None
 
@@ -67,6 +69,9 @@ def _from_file(path: Path, data: dict[Any, Any], arguments: dict[str, Any]) -> P
         raise HeadforceError(
             "HF-POLICY-VALUE", site=str(path), found="a preset in another form", needed="preset: NAME, arguments: {...}"
         )
+    for key in given:
+        if not isinstance(key, str):
+            raise HeadforceError("HF-PRESET", site=f"{path}, arguments", found=f"argument {key!r}", needed="names")
     given = {**given, **arguments}
     if isinstance(given.get("labels"), str) and not arguments:
         given["labels"] = path.parent / given["labels"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import HeadforceError, nearest
 from ..policy import Policy
@@ -56,6 +57,42 @@ def make_preset(name: str, **arguments: Any) -> Policy:
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
     if wrong or missing:
         found = f"argument {wrong[0]!r}{nearest(wrong[0], parameters)}" if wrong else f"no {missing[0]}"
-        takes = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values()]
-        raise HeadforceError("HF-PRESET", site=name, found=found, needed=", ".join(takes))
+        raise HeadforceError("HF-PRESET", site=name, found=found, needed=_takes(function))
+    hints = _hints(function)
+    for key, value in arguments.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise HeadforceError("HF-PRESET", site=name, found=f"{key}={value!r}", needed=_takes(function))
     return function(**arguments)
+
+
+def _takes(function: Callable[..., Policy]) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+
+
+def _hints(function: Callable[..., Policy]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):  # a plugin's, which may be known to type checkers only
+        return {}
+
+
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    bool: (bool,),
+    type(None): (type(None),),
+}
+"""What an argument of a plain type may be."""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an argument is of its type. Files have words where numbers belong, which a rule's text would hide."""
+    if get_origin(hint) is Sequence:
+        items = get_args(hint)[0]
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(item, items) for item in value)
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if not all(kind in _PLAIN for kind in kinds):
+        return True
+    return any(type(value) in _PLAIN[kind] for kind in kinds)

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from headforce.errors import HeadforceError
 from headforce.policy import Chunk, Policy, Warmup, parse_rule
 from headforce.policy.ops.native import UNMODIFIED
+from headforce.policy.ops.sink import Sink
+from headforce.policy.ops.window import Window
 from headforce.testing.strategies import policies
 
 A, B, C = parse_rule("sink(1)"), parse_rule("window(2)"), parse_rule("drop()")
@@ -100,6 +102,14 @@ def test_different_policies(other):
     assert policy != other
     assert policy.digest != other.digest
     assert policy != "policy"
+
+
+def test_an_operator_is_the_rule_of_it_alone():
+    window, sink = Window(1), Sink(1)
+    policy = Policy({"a": window, "b": sink | window}, "a", warmup=Warmup(2, sink))
+    assert policy == Policy.loads(policy.dumps())
+    assert policy.classes["a"] == parse_rule("window(1)")
+    assert policy.warmup == Warmup(2, parse_rule("sink(1)"))
 
 
 def test_by_layer():

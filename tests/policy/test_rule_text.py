@@ -28,6 +28,7 @@ def test_round_trip(rule):
         ("sink( size = 1 )", "sink(1)"),
         ("stride(6)", "stride(6, phase=0)"),
         ("stride(6, query)", 'stride(6, phase="query")'),
+        ("stride(6, phase='query')", 'stride(6, phase="query")'),
         ("stride(6, last=2, phase=3)", "stride(6, phase=3, last=2)"),
         ("sink(1)@keep | window(2)@keep()", "sink(1) | window(2)"),
         ("((sink(1)) | (window(2)))", "sink(1) | window(2)"),

@@ -41,6 +41,8 @@ def test_a_file_called_like_a_preset_is_the_file(tmp_path, monkeypatch):
         ("headforce: 0\npreset: longlive\nclasses: {}\n", "HF-POLICY-KEY"),
         ("headforce: 0\npreset: [longlive]\n", "HF-POLICY-VALUE"),
         ("headforce: 0\npreset: nothing\n", "HF-PRESET"),
+        ("headforce: 0\npreset: longlive\narguments: {window: '12'}\n", "HF-PRESET"),
+        ("headforce: 0\npreset: longlive\narguments: {1: 12}\n", "HF-PRESET"),
         ("headforce: 9\npreset: longlive\n", "HF-POLICY-FILE"),
     ],
 )
@@ -51,6 +53,13 @@ def test_files_that_are_wrong(tmp_path, text, code):
         read_policy(file)
     assert caught.value.code == code
     assert str(file) in str(caught.value)
+
+
+def test_things_that_are_no_policy_and_no_labels():
+    with pytest.raises(HeadforceError, match="HF-POLICY-FILE"):
+        read_policy(3)
+    with pytest.raises(HeadforceError, match="HF-LABELS"):
+        read_policy("dummy_forcing", 3)
 
 
 def test_the_strict_reader_says_where_presets_are_read(tmp_path):

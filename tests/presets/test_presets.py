@@ -153,6 +153,10 @@ def test_every_preset_is_a_file_and_back():
         ("longlife", {}, "did you mean 'longlive'"),
         ("longlive", {"windows": 3}, "did you mean 'window'"),
         ("head_forcing", {}, "no labels"),
+        ("longlive", {"window": "12"}, "window='12'"),
+        ("self_forcing", {"window": True}, "window=True"),
+        ("deep_forcing", {"segments": 2.5}, r"segments=2\.5"),
+        ("forcing_kv", {"labels": LABELS, "ungrouped_layers": "0"}, "ungrouped_layers='0'"),
     ],
 )
 def test_what_does_not_exist(name, arguments, says):
@@ -178,7 +182,7 @@ def test_labels_are_of_one_model(name, size):
     policy = make_preset(name, labels=EXAMPLES / "labels" / f"{name}.tiny.json")
     assert policy.made_for == (2, 4)
     policy.bind(layers=2, heads=4, tokens=1560)
-    with pytest.raises(HeadforceError, match="HF-POLICY-SHAPE.*2 layers of 4 heads") as caught:
+    with pytest.raises(HeadforceError, match=r"HF-POLICY-SHAPE.*2 layers of 4 heads") as caught:
         Policy.loads(policy.dumps()).bind(layers=size[0], heads=size[1], tokens=1560)
     assert caught.value.site == "made_for"
 
