@@ -7,6 +7,7 @@ import importlib
 import inspect
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -97,7 +98,18 @@ def load_example(target: str, sizes: Sizes | None = None) -> Example:
         return _of_class(named, target)
     if not callable(named):
         raise HeadforceError("HF-EXAMPLE", site=target, found=_described(named), needed="a function or a class")
-    return Example.of(named(**(sizes or {})), target)
+    try:
+        made = named(**(sizes or {}))
+    except HeadforceError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise HeadforceError(
+            "HF-EXAMPLE",
+            site=target,
+            found=f"a function that raises {_raised(error)}",
+            needed="one that can be called without arguments",
+        ) from error
+    return Example.of(made, target)
 
 
 def sizes_of(target: str) -> Sizes:
@@ -126,12 +138,16 @@ def _named(target: str) -> Any:
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise _missing(target, "no such file")
-        names: Any = SimpleNamespace(**runpy.run_path(place))
-    else:
-        try:
-            names = importlib.import_module(place or target)
-        except ImportError as error:
-            raise _missing(target, f"{type(error).__name__}: {error}") from error
+        _find_beside(Path(place).resolve().parent)
+    try:
+        names: Any = (
+            SimpleNamespace(**runpy.run_path(place))
+            if place.endswith(".py")
+            else importlib.import_module(place or target)
+        )
+    except Exception as error:  # whatever the user's own code raises
+        found = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else _raised(error)
+        raise _missing(target, found) from error
     try:
         return attrgetter(name)(names)
     except AttributeError as error:
@@ -140,8 +156,18 @@ def _named(target: str) -> Any:
 
 def find_beside_user() -> None:
     """Makes the packages in the current folder importable, as they are for `python`."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _find_beside(Path.cwd())
+
+
+def _find_beside(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _raised(error: Exception) -> str:
+    """What was raised, and the line that did."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
 
 
 def _missing(target: str, found: str) -> HeadforceError:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ._version import __version__
+from .choices import check_choices
 from .cost.cli import calibrate as calibrate_command
 from .cost.cli import predicted
 from .doctor.cli import doctor as doctor_command
@@ -178,6 +179,7 @@ def demo(as_json: bool, **choices: Any) -> None:
 
     from .demo import Settings, run_demo
 
+    check_choices(target=choices["target"], inner=choices["inner"])
     settings = Settings(**choices)
     report = run_demo(settings)
     if as_json:

@@ -21,7 +21,8 @@ class Folder:
         self.path = path
         self.code = code
 
-    def __enter__(self) -> Folder:
+    def check(self) -> None:
+        """Raises if nothing can be written there."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
@@ -29,6 +30,9 @@ class Folder:
             raise HeadforceError(
                 self.code, site="--out", found=f"{self.path}: {error.strerror}", needed="a folder that can be written"
             ) from error
+
+    def __enter__(self) -> Folder:
+        self.check()
         self.staging = Path(tempfile.mkdtemp(prefix="headforce-"))
         return self
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..choices import check_choices, check_device, new_file
 from ..lowering.footprint import DTYPE_BYTES, Footprint
 from ..policy import BoundPolicy, Schedule
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, callback=new_file, help="The file to write.")
 @click.option("--device", default=None, help="cpu or cuda [default: cuda where there is one].")
 @click.option("--dtype", type=click.Choice(sorted(DTYPE_BYTES)), help="[default: float32 on a CPU, else bfloat16]")
 @click.option("--head-dim", "head_dims", type=click.IntRange(1), multiple=True, help="[default: 64 and 128]")
@@ -45,9 +45,10 @@ def calibrate(
     from .calibrate import calibrate as measured
     from .stopwatch import Stopwatch
 
-    if not os.access(out.parent, os.W_OK):  # before a minute of measuring, not behind it
-        raise click.FileError(str(out), "its folder cannot be written")
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_choices(target=target, inner=inner)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(where)
+    on = torch.device(where)
     kind = dtype or ("float32" if on.type == "cpu" else "bfloat16")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import click
 
+from ..choices import new_file
+
 
 @click.command()
 @click.argument("target", metavar="TARGET")
 @click.option("--policy", help="A policy file, or the name of a published system, to see what it would keep and hold.")
 @click.option("--labels", type=click.Path(path_type=Path), help="The label file of a system that needs one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write it to this file, as a page of its own.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    callback=new_file,
+    help="Also write it to this file, as a page of its own.",
+)
 def doctor(target: str, policy: str | None, labels: Path | None, as_json: bool, html: Path | None) -> None:
     """Say what headforce can do for a model that it has never seen, and what stands in the way.
 
@@ -30,6 +37,8 @@ def doctor(target: str, policy: str | None, labels: Path | None, as_json: bool, 
     from ..presets import read_policy
     from .examine import examine
 
+    if labels is not None and policy is None:
+        raise click.UsageError("--labels needs --policy, the system whose labels they are")
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
         given = None if policy is None else read_policy(policy, labels)
         diagnosis = examine(load_example(target), given, policy)

@@ -120,6 +120,18 @@ def candidates(profile: Profile, rules: Sequence[str] = RULES, *, chunks: int = 
     if not passes:
         raise HeadforceError("HF-PROFILE-DATA", found="no video", needed="at least one")
     native = _native(passes)
+    named = check_rules(rules)
+    longest = max(passed.chunk.frames for passed in passes)
+    pages = {text: _pages(rule, longest) for text, rule in {**named, NATIVE: native}.items()}
+    chosen = {text: rule for text, rule in named.items() if pages[text] < pages[NATIVE]} | {NATIVE: native}
+    kept = [np.mean([_kept(rule, passed) for passed in passes], axis=0) for rule in chosen.values()]
+    return Candidates(
+        chosen, np.array([pages[text] for text in chosen]), np.array(kept, np.float64), profile.model.frame_bytes
+    )
+
+
+def check_rules(rules: Sequence[str]) -> dict[str, Rule]:
+    """The candidates by their text. HF-BUDGET for a rule with state or one that differs between query frames."""
     named = {text: parse_rule(text) for text in dict.fromkeys(rules)}
     for text, rule in named.items():
         if rule.stateful or rule.by_query:
@@ -129,13 +141,7 @@ def candidates(profile: Profile, rules: Sequence[str] = RULES, *, chunks: int = 
                 found="a rule with state, or that differs between query frames",
                 needed="one set of frames for each chunk",
             )
-    longest = max(passed.chunk.frames for passed in passes)
-    pages = {text: _pages(rule, longest) for text, rule in {**named, NATIVE: native}.items()}
-    chosen = {text: rule for text, rule in named.items() if pages[text] < pages[NATIVE]} | {NATIVE: native}
-    kept = [np.mean([_kept(rule, passed) for passed in passes], axis=0) for rule in chosen.values()]
-    return Candidates(
-        chosen, np.array([pages[text] for text in chosen]), np.array(kept, np.float64), profile.model.frame_bytes
-    )
+    return named
 
 
 def within(found: Candidates, share: float) -> Budgeted:

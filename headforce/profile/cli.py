@@ -54,7 +54,9 @@ def profile(
     `rollout(model, prompt=0, seed=0)` makes one video, and may leave out `prompt` and `seed`.
     """
     from ..calls import load_example
-    from .budget import RULES
+    from ..choices import check_choices
+    from ..folder import Folder
+    from .budget import RULES, check_rules
     from .measure import measure
     from .measured import Sample
     from .methods import find_method
@@ -64,7 +66,13 @@ def profile(
     from .rollouts import Rollouts
 
     given = _constants(constants)
-    find_method(method)  # before a model runs for long
+    if rules and budget is None:
+        raise click.UsageError("--rule is a candidate for --budget, which is not given")
+    # All this before a model runs for long.
+    find_method(method).check(given)
+    check_rules(rules)
+    check_choices(inner=inner)
+    Folder(out, "HF-PROFILE-FILE").check()
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
         rollouts = Rollouts.of(load_example(target), prompts, seeds)
         found = measure(
@@ -76,6 +84,7 @@ def profile(
             options={"inner": inner},
             blocks=blocks,
             progress=Progress(silent=as_json),
+            say=lambda words: click.echo(words, err=True),
         )
     judged = judge(found, method, constants=given, budget=budget, rules=rules or RULES, **where)
     report = write_results(judged, out)
@@ -98,5 +107,8 @@ def _constants(given: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--set")
-        constants[name] = yaml.safe_load(value)
+        try:
+            constants[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"{item!r} has no value that can be read", param_hint="--set") from error
     return constants

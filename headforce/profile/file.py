@@ -41,6 +41,7 @@ def save_profile(profile: Profile, folder: Path) -> None:
             "kind": KIND,
             "version": VERSION,
             "source": profile.source,
+            "weights": profile.weights,
             "model": asdict(profile.model),
             "sample": asdict(profile.sample),
             "videos": videos,
@@ -66,7 +67,7 @@ def load_profile(folder: Path) -> Profile:
         videos = tuple(_load_video(entry, folder, model) for entry in index["videos"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _wrong(path, f"an index that is not whole ({type(error).__name__}: {error})", "a profile") from error
-    return Profile(model, sample, videos, str(index["source"]))
+    return Profile(model, sample, videos, str(index["source"]), str(index.get("weights", "")))
 
 
 def _save_video(video: Video, folder: Path) -> dict[str, Any]:

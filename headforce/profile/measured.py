@@ -90,12 +90,16 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Videos of one model, measured alike. `source`: what was measured, as the user named it."""
+    """Videos of one model, measured alike.
+
+    `source`: what was measured, as the user named it. `weights`: see `rollouts.weights_of`; empty if nobody knows.
+    """
 
     model: ModelFacts
     sample: Sample
     videos: tuple[Video, ...]
     source: str = ""
+    weights: str = ""
 
     def passes(self, chunk: int = -1, step: int = -1) -> Iterator[Pass]:
         """The same pass of every video; see `Video.at`. HF-PROFILE-DATA if a video lacks it, or there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ import torch
 
 from ..calls import Example
 from ..errors import HeadforceError
+from ..kvpass.capture import modules_of
+
+SAMPLED = 16
+"""Numbers of every weight that a fingerprint looks at."""
 
 Name = dict[str, int | str]
 
@@ -57,3 +62,20 @@ class Rollouts:
                 return [model(*args, **kwargs) for args, kwargs in calls]
 
         return Rollouts(model, make, tuple(names))
+
+
+def weights_of(model: Any) -> str:
+    """A fingerprint of a model: its modules, and names, shapes and a few numbers of its weights (16 hex digits).
+
+    It tells a model from another of the same name, such as one of another size or after more training.
+    """
+    digest = hashlib.sha256()
+    for module in modules_of(model):
+        digest.update(type(module).__name__.encode())
+        for name, weight in module.named_parameters(recurse=False):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            if weight.numel() and weight.device.type != "meta":
+                flat = weight.detach().reshape(-1)
+                some = flat[:: max(1, flat.numel() // SAMPLED)]
+                digest.update(some.to(device="cpu", dtype=torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..choices import new_file
 from ..errors import HeadforceError
 
 _COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -33,7 +34,9 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(context_settings=_COMMAND)
 @_model_options
 @click.option("--seed", type=int, help="Of random, numpy and torch, set before the script begins.")
-@click.option("--report", type=click.Path(path_type=Path), help="Also write the report to this file, as JSON.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), callback=new_file, help="Also write the report to this file, as JSON."
+)
 def run(command: tuple[str, ...], report: Path | None, **choices: Any) -> None:
     """Run COMMAND, somebody's own script, unedited; its models get the policy and are compiled.
 
@@ -93,10 +96,14 @@ def compare(
     from .compare import compare as compared
     from .settings import RunSettings
     from .summary import table
+    from .video import check_layout
 
     wanted = Wanted(command, videos, out, layout, Schedule.parse(chunks) if chunks else None, rate)
+    settings = RunSettings(**choices).checked()
+    if layout is not None:
+        check_layout(layout)
     try:
-        report = compared(wanted, RunSettings(**choices).checked())
+        report = compared(wanted, settings)
     except HeadforceError as error:
         click.echo(f"headforce: {error}", err=True)
         sys.exit(1)

@@ -17,6 +17,7 @@ from .metrics import Video
 ARRAYS = (".npy", ".pt", ".pth", ".safetensors")
 LAYOUTS = {5: "BFCHW", 4: "FCHW", 3: "FHW"}
 """The axes of a tensor with so many dims, unless somebody says otherwise."""
+_AXES = "a letter for each dim (frames F, height H, width W; batch B and channels C)"
 SMALLEST = 240
 """Rows of a film: smaller videos, such as latents, are shown enlarged."""
 
@@ -55,6 +56,16 @@ def read_video(path: Path, layout: str | None = None) -> list[Video]:
     if not frames:
         raise _unreadable(path, "no frames")
     return [np.stack(frames)]
+
+
+def check_layout(layout: str) -> None:
+    """HF-VIDEO for letters that are no axes of a video, whatever the file is."""
+    if not _are_axes(layout.upper()):
+        raise HeadforceError("HF-VIDEO", site="--layout", found=repr(layout), needed=_AXES)
+
+
+def _are_axes(axes: str) -> bool:
+    return {"F", "H", "W"} <= set(axes) <= set("BFCHW") and len(set(axes)) == len(axes)
 
 
 def write_film(path: Path, video: Video, rate: int) -> None:
@@ -104,12 +115,12 @@ def _array(path: Path) -> Video:
 
 def _in_order(array: Video, layout: str | None, path: Path) -> list[Video]:
     axes = (layout or LAYOUTS.get(array.ndim, "")).upper()
-    if len(axes) != array.ndim or not {"F", "H", "W"} <= set(axes) <= set("BFCHW") or len(set(axes)) != len(axes):
+    if len(axes) != array.ndim or not _are_axes(axes):
         raise HeadforceError(
             "HF-VIDEO",
             site=str(path),
             found=f"a tensor of shape {tuple(array.shape)}" + (f" and the layout {layout}" if layout else ""),
-            needed="a letter for each dim (frames F, height H, width W; batch B and channels C)",
+            needed=_AXES,
             hint="Say what the dims are with --layout, such as BCFHW.",
         )
     if not np.isfinite(array).all():

@@ -12,6 +12,9 @@ from typing import Any
 
 import click
 
+from ..choices import check_choices
+from ..errors import HeadforceError
+
 
 def _compile_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
@@ -56,6 +59,7 @@ def verify(
 
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
         _import(modules)
+        check_choices(target=choices["target"], inner=choices["inner"])
         given = None if policy is None else read_policy(policy, labels)
         case = Case(example, Way(**choices), given, limit, modules)
         verdict = case.verdict()
@@ -87,6 +91,7 @@ def bisect(example: str, limit: float | None, modules: tuple[str, ...], as_json:
 
     with contextlib.redirect_stdout(sys.stderr):
         _import(modules)
+        check_choices(target=choices["target"], inner=choices["inner"])
         found = bisected(load_example(example), Way(**choices), limit)
     click.echo(json.dumps(vars(found)) if as_json else str(found))
     sys.exit(0 if found.call is None else 1)
@@ -97,4 +102,12 @@ def _import(modules: tuple[str, ...]) -> None:
 
     find_beside_user()
     for name in modules:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever the module's own code raises
+            raise HeadforceError(
+                "HF-OPTION",
+                site=f"--import {name}",
+                found=f"{type(error).__name__}: {error}",
+                needed="a module that can be imported",
+            ) from error

@@ -80,6 +80,10 @@ class Verdict:
         return "\n".join(f"{line.level}  {'holds' if line.holds else 'FAILS'}  {line.words}" for line in self.lines)
 
 
+ASKED = ("HF-POLICY-SHAPE", "HF-OPTION", "HF-TARGET", "HF-UNBOUNDED", "HF-SEGMENTS", "HF-HORIZON")
+"""Refusals of what was asked for, such as a policy of another model. They say nothing about how it is compiled."""
+
+
 def allowed(dtype: torch.dtype) -> float:
     """The deviation of a model's output, as a share of its largest value, that another order of sums may cause."""
     return max(4 * torch.finfo(dtype).eps, 1e-5)
@@ -97,7 +101,7 @@ def verify(
             the dtype of the outputs suggests.
         runs: of `RUNS`, those that are made. The second needs the first.
 
-    Raises HF-ADAPTER and HF-EXAMPLE. What a level finds is in the verdict.
+    Raises HF-ADAPTER, HF-EXAMPLE and those of `ASKED`. What a level finds is in the verdict.
     """
     eager = record(example, Way())
     limit = allowed(eager.outputs[0][0].dtype) if limit is None else limit
@@ -132,6 +136,8 @@ class _Levels:
         try:
             record(self._example, way, found)
         except HeadforceError as error:
+            if error.code in ASKED:
+                raise
             level, call = LEVEL_OF.get(error.code, "V0"), len(found.outputs)
             self._lines.append(Line(level, False, f"{where}, call {call}: {error}", run, error.code, call))
             return False

@@ -101,3 +101,13 @@ def test_the_commands(tmp_path):
     assert done.exit_code == 2
     done = CliRunner().invoke(main, ["calibrate", "--out", str(tmp_path / "no" / "machine.json")])
     assert (done.exit_code, "cannot be written" in done.output) == (1, True)
+    done = CliRunner().invoke(main, ["calibrate", "--out", str(tmp_path)])
+    assert (done.exit_code, "a folder" in done.output) == (1, True)
+    for wrong, code in (
+        (["--inner", "egaer"], "HF-OPTION"),
+        (["--target", "spda"], "HF-TARGET"),
+        (["--device", "nonsense"], "HF-OPTION"),
+        (["--device", "xpu:7"], "HF-OPTION"),
+    ):
+        done = CliRunner().invoke(main, ["calibrate", "--out", str(file), *wrong])
+        assert (done.exit_code, code in done.stderr) == (2, True), done.output

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -384,6 +385,10 @@ def test_a_class_of_a_known_family(family: None, monkeypatch: pytest.MonkeyPatch
         ("nowhere.py:x", "no such file"),
         ("nothing_at_all", "ModuleNotFoundError"),
         ("headforce", "nothing of the name"),
+        ("", "ValueError"),
+        (":", "ModuleNotFoundError"),
+        ("json:loads", "a function that raises TypeError"),
+        ("tests.kvpass.test_doctor:raising", "a function that raises ZeroDivisionError"),
     ],
 )
 def test_targets_that_give_nothing(target: str, found: str) -> None:
@@ -391,6 +396,20 @@ def test_targets_that_give_nothing(target: str, found: str) -> None:
         load_example(target)
     assert error.value.found.startswith(found)
     assert error.value.site == target
+
+
+def raising() -> None:
+    raise ZeroDivisionError
+
+
+def test_files_that_are_no_python_and_files_beside_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "broken.py").write_text("def (")
+    with pytest.raises(HeadforceError, match=r"HF-EXAMPLE.*SyntaxError"):
+        load_example(f"{tmp_path}/broken.py:x")
+    (tmp_path / "lies_beside_it.py").write_text("CALLS = []")
+    (tmp_path / "target.py").write_text("import lies_beside_it\ndef made():\n    return 'm', lies_beside_it.CALLS\n")
+    assert load_example(f"{tmp_path}/target.py:made") == Example("m", [])
 
 
 @pytest.mark.parametrize("made", [None, (1,), (1, 2), (1, [2]), (1, [(2, 3)]), (1, (), ()), (1, (), {}, 4)])
@@ -466,7 +485,8 @@ def test_the_exit_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert "HF-EXAMPLE" in run(f"{script}:absent", code=2).stderr
     assert "HF-POLICY-FILE" in run(f"{script}:refused", "--policy", tmp_path / "absent.yaml", code=2).stderr
     page_file = tmp_path / "absent" / "page.html"
-    assert "page.html" in run(f"{script}:refused", "--html", page_file, code=1).stderr
+    assert "page.html" in run(f"{script}:absent", "--html", page_file, code=1).stderr  # before the target is looked for
+    assert "--policy" in run(f"{script}:absent", "--labels", "labels.json", code=2).stderr
 
 
 # The page

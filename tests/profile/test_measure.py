@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,9 @@ def test_an_interrupted_run_goes_on(tmp_path):
                 raise KeyboardInterrupt
         rollout(model, seed, chunks)
 
-    rollouts = Rollouts.of(Example(planted(1, 1), short), seeds=3)
+    model = planted(1, 1)
+    model.bias = torch.nn.Parameter(torch.zeros(3))
+    rollouts = Rollouts.of(Example(model, short), seeds=3)
     with pytest.raises(KeyboardInterrupt):
         measure(rollouts, tmp_path, sample=SAMPLE, source="it", options=OPTIONS)
     assert [dict(video.name) for video in load_profile(tmp_path).videos] == [{"seed": 0}]
@@ -59,6 +63,13 @@ def test_an_interrupted_run_goes_on(tmp_path):
         with pytest.raises(HeadforceError, match="HF-PROFILE-FILE"):
             measure(rollouts, tmp_path, **{"sample": SAMPLE, "source": "it"} | other)
     assert made == [0, 1, 1, 2]
+    words = []
+    measure(rollouts, tmp_path, sample=SAMPLE, source="it", options=OPTIONS, say=words.append)
+    assert words == [f"using 3 videos measured before in {tmp_path} (--fresh measures anew)"]
+    for wider in (Rollouts.of(Example(planted(2, 1), short), seeds=3), _trained(rollouts)):
+        with pytest.raises(HeadforceError, match=r"HF-PROFILE-FILE.*other weights"):
+            measure(wider, tmp_path, sample=SAMPLE, source="it", options=OPTIONS)
+    assert made == [0, 1, 1, 2]
 
     def uncompiled(model):
         with torch.compiler.set_stance("force_eager"):
@@ -68,6 +79,14 @@ def test_an_interrupted_run_goes_on(tmp_path):
     with pytest.raises(HeadforceError, match=r"HF-PROFILE-DATA.*without being measured"):
         measure(alone, tmp_path / "other", sample=SAMPLE, options=OPTIONS)
     assert not (tmp_path / "other").exists()
+
+
+def _trained(rollouts):
+    """The same model with other weights."""
+    model = copy.deepcopy(rollouts.model)
+    with torch.no_grad():
+        model.bias += 1
+    return replace(rollouts, model=model)
 
 
 def test_what_a_target_has_to_be():
@@ -125,3 +144,21 @@ def test_the_command(tmp_path):
         assert refused.exit_code == 2
         assert says in refused.stderr
     assert CliRunner().invoke(main, [*command, "--set", "nothing"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--set", "threshold=abc", "--method", "forcing_kv"], "threshold='abc'"),
+        (["--set", "threshold=[1"], "--set"),
+        (["--rule", "window(2)"], "--budget"),
+        (["--rule", "windw(2)", "--budget", "0.6"], "HF-OP-UNKNOWN"),
+        (["--inner", "egaer"], "HF-OPTION"),
+        (["--out", __file__], "HF-PROFILE-FILE"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(tmp_path, wrong, says):
+    """The target is not there, which nobody comes to see."""
+    done = CliRunner().invoke(main, ["profile", "nowhere.py:x", "--out", str(tmp_path), *wrong])
+    assert done.exit_code == 2
+    assert says in done.stderr

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from headforce import HeadforceError
+from headforce.cli import main
 from headforce.run.launcher import Finished, execute, resolved
 from headforce.run.settings import RunSettings
 
@@ -192,6 +194,33 @@ def test_settings_travel_in_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HEADFORCE_RUN", environment["HEADFORCE_RUN"])
     assert RunSettings.from_environment() == settings
     assert settings.options == {"inner": "eager"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--inner", "egaer"], "HF-OPTION"),
+        (["--target", "spda"], "HF-TARGET"),
+        (["--verify", "sites"], "HF-OPTION"),
+        (["--report", "no/such/folder/report.json"], "report.json"),
+    ],
+)
+def test_what_is_refused_before_the_script_begins(wrong, says, tmp_path):
+    made = tmp_path / "made"
+    done = CliRunner().invoke(main, ["run", "--policy", "longlive", *wrong, "--", "touch", str(made)])
+    assert done.exit_code == (1 if "--report" in wrong else 2)
+    assert says in done.stderr
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(("wrong", "says"), [(["--layout", "XYZ"], "HF-VIDEO"), (["--chunks", "3xx"], "HF-SCHEDULE")])
+def test_what_is_refused_before_two_scripts_begin(wrong, says, tmp_path):
+    made = tmp_path / "made"
+    command = ["compare", "--policy", "longlive", "--video", "*.pt", "--out", str(tmp_path / "out"), *wrong]
+    done = CliRunner().invoke(main, [*command, "--", "touch", str(made)])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert not made.exists()
 
 
 def test_a_policy_that_is_not_there_is_refused_at_once():

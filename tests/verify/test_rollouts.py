@@ -100,3 +100,20 @@ def test_the_commands(tmp_path, monkeypatch):
     done = CliRunner().invoke(main, ["bisect", *named, *wrong])
     assert done.exit_code == 1, done.output
     assert json.loads(done.stdout)["site"] == 0
+
+
+def test_what_cannot_be_verified(tmp_path, monkeypatch):
+    """What was asked for is wrong, and not the compiled model: nothing is shrunk and nothing written."""
+    monkeypatch.setenv("HEADFORCE_FAILURES", str(tmp_path / "failures"))
+    (tmp_path / "factory.py").write_text(FACTORY)
+    (tmp_path / "policy.yaml").write_text("headforce: 1\nclasses: {a: drop()}\nlayers: {7: a}\n")
+    named = [f"{tmp_path / 'factory.py'}:make", "--inner", "eager"]
+    for wrong, code in (
+        (["--inner", "egaer"], "HF-OPTION"),
+        (["--target", "spda"], "HF-TARGET"),
+        (["--import", "no_such_module"], "HF-OPTION"),
+        (["--policy", str(tmp_path / "policy.yaml")], "HF-POLICY-SHAPE"),
+    ):
+        done = CliRunner().invoke(main, ["verify", *named, *wrong])
+        assert (done.exit_code, code in done.stderr, done.stdout) == (2, True, "")
+    assert not (tmp_path / "failures").exists()

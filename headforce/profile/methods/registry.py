@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -56,8 +56,14 @@ class Method:
 
     def __call__(self, passed: Pass, **constants: Any) -> Found:
         """The classes of heads in one pass. Raises HF-PROFILE-METHOD for a constant that it does not have."""
-        known = list(inspect.signature(self.classify).parameters)[1:]
-        for name in constants:
+        self.check(constants)
+        return self.classify(passed, **constants)
+
+    def check(self, constants: Mapping[str, Any]) -> None:
+        """HF-PROFILE-METHOD for a constant that the method does not have, or that is no number where it takes one."""
+        parameters = inspect.signature(self.classify).parameters
+        known = list(parameters)[1:]
+        for name, value in constants.items():
             if name not in known:
                 raise HeadforceError(
                     "HF-PROFILE-METHOD",
@@ -65,7 +71,15 @@ class Method:
                     found=f"a constant {name!r}{nearest(name, known)}",
                     needed=", ".join(known),
                 )
-        return self.classify(passed, **constants)
+            if _is_number(parameters[name].default) and not _is_number(value):
+                raise HeadforceError(
+                    "HF-PROFILE-METHOD", site=self.name, found=f"{name}={value!r}", needed=f"a number for {name}"
+                )
+
+
+def _is_number(value: Any) -> bool:
+    """None stands for a number that is worked out."""
+    return value is None or isinstance(value, int | float)
 
 
 _METHODS: dict[str, Method] = {}
