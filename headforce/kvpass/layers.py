@@ -7,9 +7,10 @@ tensors are shells (`owned`), in view mode they are the model's own (`viewed`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,11 +83,25 @@ class PassFacts:
         return replace(self, start=self.start - origin, key_start=key_start) if origin else self
 
 
+class RopeTables(NamedTuple):
+    """The RoPE tables that a site is called with, and what they say, which takes a wait for the device to find out."""
+
+    tables: tuple[Tensor, ...]
+    grid: tuple[int, ...] | None
+    read: Callable[[], Turning]
+
+    def are(self, other: tuple[tuple[Tensor, ...], tuple[int, ...] | None]) -> bool:
+        """Whether they are the very tensors of `other`, for frames of the same form."""
+        tables, grid = other
+        return grid == self.grid and len(tables) == len(self.tables) and all(map(is_, tables, self.tables))
+
+
 @dataclass(eq=False)
 class Layer:
     """One layer of one stream: how often its site ran, and how far its model's cache has rolled.
 
-    `evicted` and `sink` count rows, as `PassFacts` does; `evicted` is None when passes went by unseen.
+    `evicted` and `sink` count rows, as `PassFacts` does; `evicted` is None when passes went by unseen. `turns`: the
+    RoPE table of this video was looked at. `checked`: the plan for which it was seen to read what it should.
     """
 
     caches: Caches
@@ -94,6 +109,8 @@ class Layer:
     launches: int = 0
     evicted: int | None = 0
     sink: int | None = None
+    turns: bool = False
+    checked: ChunkPlan | None = None
 
     def rows_evicted(self, facts: PassFacts) -> int:
         """The rows evicted since the stream began; HF-CLOCK unless cache and RoPE stand at one and the same frame."""
@@ -133,7 +150,8 @@ class Caches(ABC):
         text_caches: those of cross-attention in the last call.
         change: what the running call says about the prompt, until its first site runs.
         origin: the frame that the model calls by this number is frame 0 of the stream.
-        rotation: how keys turn, set when the first site runs.
+        rotation: how keys turn, set when the first site of a video runs.
+        turned_otherwise: a layer whose keys turn otherwise than those of that site, if there is one.
     """
 
     variant: str
@@ -141,13 +159,31 @@ class Caches(ABC):
     layers: list[Layer]
     caches: list[LayerCache]
     rotation: Turning | None = None
+    turned_otherwise: int | None = None
+    _turned_by: tuple[tuple[Tensor, ...], tuple[int, ...] | None] = ((), None)
     text_caches: Sequence[Any] = ()
     change: Change | None = None
     origin: int = 0
 
     @abstractmethod
-    def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+    def enter(self, layer: Layer, facts: PassFacts, site: Site, rope: RopeTables) -> None:
         """A layer's site is about to run: checks the clock and plans, unless an earlier layer of this pass has."""
+
+    def forget_rotation(self) -> None:
+        """Another video may be turned by other tables, or have frames of another form."""
+        self.rotation = self.turned_otherwise = None
+        for layer in self.layers:
+            layer.turns = False
+
+    def see_rotation(self, layer: Layer, rope: RopeTables) -> None:
+        """Looks at the tables of a layer, once in a video."""
+        if layer.turns:
+            return
+        if self.rotation is None:
+            self.rotation, self._turned_by = rope.read(), (rope.tables, rope.grid)
+        elif not rope.are(self._turned_by) and not self.rotation.same(rope.read()):
+            self.turned_otherwise = layer.number
+        layer.turns = True
 
     def counted(self, facts: PassFacts) -> PassFacts:
         """The facts with frames counted from the beginning of the stream, once a change of the prompt was acted on."""
@@ -203,10 +239,18 @@ class Caches(ABC):
     def in_use(self) -> bool:
         """False when nobody else refers to any of these caches."""
 
-    def check_remap(self, plan: ChunkPlan) -> None:
-        """HF-ROPE if keys have to be turned and nobody knows by how much."""
+    def check_remap(self, plan: ChunkPlan, raw: bool = False) -> None:
+        """HF-ROPE if keys have to be turned and nobody knows by how much. `raw`: stores look at keys before RoPE."""
         assert self.rotation is not None
-        if not self.rotation.theta.numel() and any(head.remaps for head in plan.heads):
+        turned = any(head.remaps for head in plan.heads)
+        if self.turned_otherwise is not None and (turned or raw):
+            raise HeadforceError(
+                "HF-ROPE",
+                site=f"layer {self.turned_otherwise}",
+                found="keys that turn otherwise than those of the layer that runs first",
+                needed="one RoPE table for all layers, or a policy that keeps positions and has no stores",
+            )
+        if turned and not self.rotation.theta.numel():
             raise HeadforceError(
                 "HF-ROPE",
                 found="a policy that moves frames to other positions, and a RoPE table made inside the graph",

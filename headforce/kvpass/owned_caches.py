@@ -20,7 +20,7 @@ from ..policy import Answer, Chunk, Rule
 from .capture import Change, LayerCache
 from .head_classes import HeadClasses
 from .kept_queries import KeptQueries
-from .layers import OBSERVED, OWNED, Caches, Layer, PassFacts, owned, variant_of
+from .layers import OBSERVED, OWNED, Caches, Layer, PassFacts, RopeTables, owned, variant_of
 from .shell import make_shell
 from .site import Site
 
@@ -76,7 +76,9 @@ class OwnedCaches(Caches):
 
     @property
     def in_use(self) -> bool:
-        return any(cache.in_use for cache in self.caches)
+        pairs = zip(self.caches, self.shells, strict=True)
+        # A cache that was given other tensors is no part of this stream any more.
+        return any(cache.in_use and cache.tensors()[0] is shells[0] for cache, shells in pairs)
 
     def release(self) -> None:
         """Gives up pools and registration, and puts ordinary empty tensors back into the model's caches."""
@@ -84,7 +86,10 @@ class OwnedCaches(Caches):
             for shell in shells:
                 owned.pop((shell.device, shell.untyped_storage().data_ptr()), None)
             if cache.tensors()[0] is shells[0]:
-                cache.give_back(*(torch.zeros_like(shell) for shell in shells))
+                # Nobody sees what a cache holds that is not in use, and whole ones may not fit beside another stream's.
+                sizes = [shell.shape if cache.in_use else (0,) for shell in shells]
+                pairs = zip(sizes, shells, strict=True)
+                cache.give_back(*(torch.zeros(size, dtype=t.dtype, device=t.device) for size, t in pairs))
         self.stream = self.pool = None
 
     def see_reset(self) -> None:
@@ -96,6 +101,14 @@ class OwnedCaches(Caches):
         """Whether a pass is the first of another video. Its first layer sees that; for the others it is a repeat."""
         stream = self.stream
         return stream is not None and stream.history > 0 and stream.check_pass(facts.start, facts.frames) is Event.RESET
+
+    def _begin_video(self, native: Rule) -> None:
+        """The first layer of a video: what was learned from the model in the one before may have changed."""
+        self.forget_rotation()
+        if self.heads is not None and self.stream is not None and self.stream.chunk is not None:
+            self.begin_anew()
+        if self.stream is not None and self.stream.policy.native != native:
+            self.stream = self.pool = self.heads = None
 
     def begin_anew(self) -> None:
         self._switched_at = None
@@ -140,16 +153,17 @@ class OwnedCaches(Caches):
         assert self.rotation is not None
         return decider(self.pool, self.rotation, self.queries.kept if self.queries is not None else None)
 
-    def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+    def enter(self, layer: Layer, facts: PassFacts, site: Site, rope: RopeTables) -> None:
         """A layer's site runs: checks the clock, and lets the stream advance if this is the first layer to do so."""
         anew = self.change is Change.ANEW
         facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
         shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
-        if self.heads is not None and self._begins_anew(facts):
-            self.begin_anew()
+        native = self.session.native(facts.cache_rows, facts.rows)
+        if facts.start == 0 and (not self.running or self._begins_anew(facts)):
+            self._begin_video(native)
+        self.see_rotation(layer, rope)
         if self.stream is None:
-            native = self._native(facts)
             policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
             of_model["tokens"] = facts.rows
             if policy.classify is not None:
@@ -164,6 +178,7 @@ class OwnedCaches(Caches):
             self.stream = stream
         assert self.pool is not None
         assert self.rotation is not None
+        self._check_alike(layer, site, native)
         if shape != self.pool.shape:
             raise HeadforceError(
                 "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
@@ -180,15 +195,17 @@ class OwnedCaches(Caches):
             self.queries.want(written, facts, site, mean=True)
         if self.stream.plan is not self._checked:
             # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
-            native = self._native(facts)
-            self._check_native(facts, native)
+            self._check_native(layer, facts, native)
             assert self.stream.plan is not None
-            self.check_remap(self.stream.plan)
+            self.check_remap(self.stream.plan, raw=any(rule.rule.stateful for rule in self.stream.policy.distinct))
             make_parts(self.pool, self.rotation)
             self.pool.update()
             if self.session.verify.plans:
                 self._check_plan(native)
             self._checked = self.stream.plan
+        elif layer.checked is not self.stream.plan:
+            self._check_native(layer, facts, native)
+        layer.checked = self.stream.plan
         layer.ran(facts, evicted)
 
     @property
@@ -234,10 +251,26 @@ class OwnedCaches(Caches):
             folder = self.session.verify.folder
             raise write_plan(folder, error, self.session.policy, self.stream.plan, tables, **bound) from None
 
-    def _native(self, facts: PassFacts) -> Rule:
-        return self.session.native(facts.cache_rows, facts.rows)
+    def _check_alike(self, layer: Layer, site: Site, native: Rule) -> None:
+        """HF-SHAPE, or HF-NATIVE, for a layer that is not like the one for which the policy was bound."""
+        assert self.stream is not None
+        policy = self.stream.policy
+        if site.heads != policy.heads:
+            raise HeadforceError(
+                "HF-SHAPE",
+                site=f"layer {layer.number}",
+                found=f"{site.heads} heads",
+                needed=f"{policy.heads}, as in the layer that ran first",
+            )
+        if native != policy.native and policy.reads_native:
+            raise HeadforceError(
+                "HF-NATIVE",
+                site=f"layer {layer.number}",
+                found=f"a model that reads {native}, and {policy.native} in another layer or earlier in this video",
+                needed="one rule for all layers of a video, or a policy without native()",
+            )
 
-    def _check_native(self, facts: PassFacts, native: Rule) -> None:
+    def _check_native(self, layer: Layer, facts: PassFacts, native: Rule) -> None:
         """The adapter's rule for the unmodified model against what the graph shows of it."""
         assert self.stream is not None
         chunk = self.stream.chunk
@@ -247,6 +280,7 @@ class OwnedCaches(Caches):
         if facts.read_rows != expected or (facts.sink is not None and facts.sink != sink * facts.rows):
             raise HeadforceError(
                 "HF-NATIVE",
+                site=f"layer {layer.number}",
                 found=f"a model that reads {facts.read_rows} rows at frame {chunk.start}"
                 + (f" and keeps {facts.sink} rows in front" if facts.sink is not None else ""),
                 needed=f"{expected} rows, which is what its adapter's rule {native} says",

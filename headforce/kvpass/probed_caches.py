@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .capture import LayerCache
-from .layers import PROBED, Layer, PassFacts
+from .layers import PROBED, Layer, PassFacts, RopeTables
 from .recorder import Recorder, VideoRecord
 from .site import Site
 from .view_caches import ViewCaches
@@ -38,7 +38,7 @@ class ProbedCaches(ViewCaches):
         self._added: list[Tensor] = [torch.empty(0)] * len(caches)
         self._rows = torch.empty(0, dtype=torch.int64)
 
-    def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+    def enter(self, layer: Layer, facts: PassFacts, site: Site, rope: RopeTables) -> None:
         facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
         chunk = self._chunk(facts)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from ..errors import HeadforceError
 from ..lowering.state.turning import Turning
 from ..lowering.targets import check_rows
-from .layers import Layer, PassFacts
+from .layers import Layer, PassFacts, RopeTables
 from .rope_rates import place_angles, rotated_pairs, temporal_rates
 from .site import Site, SiteReport
 
@@ -51,13 +51,11 @@ class SiteReader:
 
         Raises whatever they refuse, HF-FRAME, HF-ROPE, and HF-KERNEL for frames that are too short for the target.
         """
-        if layer.caches.rotation is None:
-            layer.caches.rotation = self._rotation(args)
         facts = self.facts(args)
         session = layer.caches.session
         parts = 1 if session is None else session.policy.parts_of_frame(facts.rows)
         check_rows(target, max(1, facts.rows // parts))
-        layer.caches.enter(layer, facts, self.site)
+        layer.caches.enter(layer, facts, self.site, self._rope(args))
 
     def facts(self, args: Sequence[Any]) -> PassFacts:
         """What the site shows of a pass; HF-FRAME for a part of a frame. Without a clock, `start` is -1."""
@@ -86,10 +84,14 @@ class SiteReader:
             device=args[self.site.cache.k_index].device,
         )
 
-    def _rotation(self, args: Sequence[Any]) -> Turning:
+    def _rope(self, args: Sequence[Any]) -> RopeTables:
+        grid = None if self._grid is None else tuple(self._grid(args))
+        indices = (*self._tables, *(i for of_place in self._places.values() for i in of_place))
+        return RopeTables(tuple(args[i] for i in indices), grid, lambda: self._rotation(args, grid))
+
+    def _rotation(self, args: Sequence[Any], grid: tuple[int, ...] | None) -> Turning:
         tables = [args[i] for i in self._tables]
         theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
-        grid = None if self._grid is None else tuple(self._grid(args))
         places = None
         if self._places and grid is not None:
             values = {place: [args[i] for i in indices] for place, indices in self._places.items()}

@@ -34,7 +34,7 @@ class Unprepared:
         if self._joined:
             # A past that is joined anew in every pass has no identity, and nothing is remembered of it.
             self._own = self._own or ViewCaches(self._plans, ())
-            self._own.rotation = None
+            self._own.forget_rotation()
             return [self._own.layers[i] for i in self._order]
         caches = {id(layer.caches): layer.caches for layer in known}
         mine = [c for c in caches.values() if isinstance(c, ViewCaches) and c.plans is self._plans]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import HeadforceError
-from ..lowering.clock import Clock
+from ..lowering.clock import Clock, Event
 from ..lowering.plan import ChunkPlan
 from ..policy import Chunk, FrameSet
 from ..policy.switch import KEEP_ALL
 from .capture import LayerCache
-from .layers import VIEW, Caches, Layer, PassFacts, viewed
+from .layers import VIEW, Caches, Layer, PassFacts, RopeTables, viewed
 from .site import Site
 from .torch_private import storage_key
 from .view_plans import ViewPlans
@@ -63,9 +63,12 @@ class ViewCaches(Caches):
         for cache in self.caches:
             cache.replace(*cache.tensors())
 
-    def enter(self, layer: Layer, facts: PassFacts, site: Site) -> None:
+    def enter(self, layer: Layer, facts: PassFacts, site: Site, rope: RopeTables) -> None:
         facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
+        if facts.start == 0 and self._begins(facts):
+            self.forget_rotation()
+        self.see_rotation(layer, rope)
         chunk = self._chunk(facts)
         held = self._held(layer, facts, evicted)
         plan, tables = self.plans.at(chunk, held, facts, site.heads)
@@ -73,6 +76,11 @@ class ViewCaches(Caches):
         self._plan, self._lies = plan, ((*held, *chunk.queries), facts.rows)
         self._tables[layer.number] = tuple(table[layer.number] for table in tables)  # type: ignore[assignment]
         layer.ran(facts, evicted)
+
+    def _begins(self, facts: PassFacts) -> bool:
+        """Whether a pass is the first of a video. Its first layer sees that; for the others it is a repeat."""
+        clock = self._clock
+        return clock.chunk is None or clock.step(facts.start, facts.frames, facts.lead)[0] is Event.RESET
 
     @property
     def plan(self) -> ChunkPlan | None:

@@ -31,6 +31,13 @@ class Turning:
     places: Tensor | None = None
     grid: tuple[int, int] | None = None
 
+    def same(self, other: Turning) -> bool:
+        """Whether both turn every key alike."""
+        if (self.first_pair, self.style, self.grid) != (other.first_pair, other.style, other.grid):
+            return False
+        pairs = ((self.theta, other.theta), (self.places, other.places))
+        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
     def moved(self, keys: Tensor, shifts: Tensor) -> Tensor:
         """Keys [n, T, D] of n frames, in float32 at least, each moved by its own number of frames [n]."""
         angle = shifts[:, None, None] * self.theta
