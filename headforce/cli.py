@@ -133,22 +133,20 @@ def plan(
 @main.command()
 @click.argument("call", metavar="TARGET")
 @click.option("--policy", type=click.Path(path_type=Path), help="A policy, to see what it would make of the model.")
+@click.option("--labels", type=click.Path(path_type=Path), help="The label file of a preset that needs one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
-def explain(call: str, policy: Path | None, as_json: bool) -> None:
+def explain(call: str, policy: Path | None, labels: Path | None, as_json: bool) -> None:
     """Print what headforce finds in one call of a model, and what it refuses and why.
 
     TARGET is FILE.py:FUNCTION or package.module:FUNCTION, a function that takes nothing and returns (model, args,
     kwargs) of the call, as in examples/one_call.py:first_chunk, or what else `headforce doctor` takes, but for calls
     that a function makes.
     """
-    import torch
-
     from .calls import load_example
     from .kvpass.explain import explain as explained
 
     model, args, kwargs = load_example(call).first(call)
-    with torch.no_grad():
-        explanation = explained(model, *args, policy=None if policy is None else str(policy), **kwargs)
+    explanation = explained(model, *args, policy=None if policy is None else str(policy), labels=labels, **kwargs)
     click.echo(json.dumps(explanation.to_json()) if as_json else str(explanation))
 
 

@@ -185,9 +185,9 @@ CATALOGUE: dict[str, Entry] = {
         "A model without a list of cache dicts among its arguments, or a pipeline that holds two models.",
     ),
     "HF-PREPARED": Entry(
-        "A model was prepared twice.",
-        "Call restore() on its session before preparing it again.",
-        "prepare() ran again, for example in a notebook cell, without restore().",
+        "A model was prepared twice, or a session is used that is over.",
+        "Call restore() on a session before preparing its model again, and use the session of the newest prepare().",
+        "prepare() ran again, for example in a notebook cell, without restore(); or compile() or switch() after it.",
     ),
     "HF-VIEW": Entry(
         "A policy asks for something that needs caches of our own, and the model keeps its cache (view mode).",
@@ -214,7 +214,8 @@ CATALOGUE: dict[str, Entry] = {
         "A prepared model ran, wholly or in part, without headforce's compiled code.",
         "Call the compiled model; look for a disabled compiler, a recompile limit, or suppressed errors "
         "(TORCH_LOGS=recompiles,graph_breaks).",
-        "A model called past its compiled form, a recompile limit, a graph break, or TORCH_COMPILE_DISABLE.",
+        "A model called past its compiled form, its forward called or compiled in its place, a recompile limit, a "
+        "graph break, or TORCH_COMPILE_DISABLE.",
     ),
     "HF-OWNED": Entry(
         "A site was recognised, but its cache cannot be owned.",

@@ -47,6 +47,7 @@ def headforce_backend(
     try:
         settings = read_options(mode, options)
         _check_policy(session, settings)
+        _check_cudagraphs(session, settings)
         copied = own_copy(module)
         _erase_dead(copied)
         report = find_sites(copied, example_inputs)
@@ -85,6 +86,16 @@ def _check_policy(session: Session | None, settings: Options) -> None:
             site="policy",
             found="a policy in the options that is not the one given to prepare()",
             needed="one policy; leave it out of the options of a prepared model",
+        )
+
+
+def _check_cudagraphs(session: Session | None, settings: Options) -> None:
+    if settings.cudagraphs and session is None:
+        raise HeadforceError(
+            "HF-CUDAGRAPHS",
+            site="cudagraphs",
+            found="a model that was not prepared" if settings.policy is None else "view mode",
+            needed="a model prepared in owned mode",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..errors import HeadforceError
 from ..policy import Policy
-from ..presets import read_policy
+from ..presets import Labels, read_policy
 from .breaks import watched_breaks
 from .capture import Adapter, find_adapter
 from .explanation import Explanation
@@ -22,26 +23,35 @@ from .session import Session, session_of
 from .shell import is_shell, make_shell
 
 
-def explain(model: nn.Module, *args: Any, policy: Policy | str | None = None, **kwargs: Any) -> Explanation:
+def explain(
+    model: nn.Module,
+    *args: Any,
+    policy: Policy | str | PathLike[str] | None = None,
+    labels: Labels | str | PathLike[str] | None = None,
+    **kwargs: Any,
+) -> Explanation:
     """What headforce finds in `model(*args, **kwargs)`: every attention call, its cache, its RoPE, and every refusal.
 
     The model runs once, without being rewritten, on copies of the arguments, so caches that are passed to it are left
-    alone. A model that keeps its cache in itself is changed as by any other call.
+    alone, and without gradients. A model that keeps its cache in itself is changed as by any other call.
 
     Args:
         model: any model, compiled or not, prepared or not. args, kwargs: the arguments of one call, caches included.
         policy: a policy, the path of a file or the name of a preset, to see what it would keep, hold and compute. A
             prepared model has one.
+        labels: which heads are what, for presets that ask for it, as in `prepare`.
 
     Returns an `Explanation`: print it, or take its `to_json()`. A policy that does not fit the model raises.
     """
     model = getattr(model, "_orig_mod", model)
     session = session_of(model)
     own = session.policy if session is not None else None
-    given = own if policy is None else read_policy(policy)
+    if policy is None and labels is not None:
+        raise HeadforceError("HF-OPTION", site="labels", found="labels without a policy", needed="a preset as policy")
+    given = own if policy is None else read_policy(policy, labels)
     args, kwargs = copy.deepcopy((args, kwargs), _shells(session, model, args, kwargs))
     observer = Observer()
-    with _traceable(model, session, args, kwargs) as adapter, watched_breaks() as breaks:
+    with torch.no_grad(), _traceable(model, session, args, kwargs) as adapter, watched_breaks() as breaks:
         torch.compile(model, backend=observer)(*args, **kwargs)
     return Explanation(
         model=type(model).__name__,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..errors import HeadforceError
 from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..lowering import ops  # noqa: F401  registers the operators
 from ..lowering.targets import fuses_rope
@@ -125,6 +126,8 @@ def lower_probed(
 def _target_of(site: int, target: str) -> str:
     """The target of the site of this number; from `HEADFORCE_MAX_SITES` on, if that is set, it is the reference."""
     most = os.environ.get(MOST_SITES)
+    if most is not None and not most.isdecimal():
+        raise HeadforceError("HF-OPTION", site=MOST_SITES, found=repr(most), needed="a number of sites, from 0 on")
     return target if most is None or site < int(most) else "reference"
 
 

@@ -13,6 +13,7 @@ from ..lowering.targets import find_target
 from ..lowering.verify import Verification
 from ..policy import Policy
 from ..presets import read_policy
+from .torch_private import inductor_settings
 
 _CHOICES = {"on_refuse": ("error", "warn")}
 
@@ -64,19 +65,56 @@ def read_options(mode: str | None, given: Mapping[str, Any] | None) -> Options:
     if not isinstance(values.get("cudagraphs", False), bool):
         raise HeadforceError("HF-OPTION", site="cudagraphs", found=repr(values["cudagraphs"]), needed="True or False")
     if values.get("target") is not None:
+        if not isinstance(values["target"], str):
+            raise HeadforceError(
+                "HF-OPTION", site="target", found=repr(values["target"]), needed="the name of a target"
+            )
         find_target(values["target"])
-    if isinstance(values.get("policy"), str | os.PathLike):
-        values["policy"] = read_policy(values["policy"], values.pop("labels", None))
-    if values.pop("labels", None) is not None:
+    labels = values.pop("labels", None)
+    given = values.get("policy")
+    if labels is not None and (given is None or isinstance(given, Policy)):
         raise HeadforceError(
             "HF-OPTION", site="labels", found="labels without a preset", needed="policy: a preset's name"
         )
-    if not isinstance(values.get("policy"), Policy | None):
+    if isinstance(given, str | os.PathLike):
+        values["policy"] = read_policy(given, labels)
+    elif not isinstance(given, Policy | None):
         raise HeadforceError(
-            "HF-OPTION",
-            site="policy",
-            found=type(values["policy"]).__name__,
-            needed="a Policy, a file or a preset",
+            "HF-OPTION", site="policy", found=type(given).__name__, needed="a Policy, a file or a preset"
         )
     Verification.of(values.get("verify"), values.get("every", 1))
-    return Options(**{"inner_mode": mode, **values})
+    settings = Options(**{"inner_mode": mode, **values})
+    _check_inner(settings)
+    return settings
+
+
+def _check_inner(settings: Options) -> None:
+    """HF-OPTION for a mode or options that the inner compiler does not have, as far as that is known here."""
+    mode, options = settings.inner_mode, settings.inner_options
+    if not isinstance(mode, str | None):
+        raise HeadforceError("HF-OPTION", site="inner_mode", found=repr(mode), needed="a name, or None")
+    if not isinstance(options, Mapping | None):
+        raise HeadforceError("HF-OPTION", site="inner_options", found=repr(options), needed="a dict, or None")
+    if settings.inner == "eager" and (mode or options):
+        site = "inner_mode" if mode else "inner_options"
+        raise HeadforceError(
+            "HF-OPTION",
+            site=site,
+            found=repr(mode or options),
+            needed="none with inner 'eager', which compiles nothing",
+        )
+    if settings.inner != "inductor":
+        return  # torch's other backends know what they take when they are called
+    modes, known = inductor_settings()
+    if mode and mode not in modes:
+        raise HeadforceError(
+            "HF-OPTION", site="inner_mode", found=f"{mode!r}{nearest(mode, modes)}", needed=", ".join(modes)
+        )
+    for name in options or {}:
+        if name not in known:
+            raise HeadforceError(
+                "HF-OPTION",
+                site="inner_options",
+                found=f"{name!r}{nearest(str(name), known)}",
+                needed="names of torch._inductor.config",
+            )

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..errors import HeadforceError
+from ..errors import HeadforceError, nearest
 from ..lowering.verify import Verification
 from ..policy import Answer, Policy, Rule, parse_answer
 from ..presets import Labels, read_policy
 from .capture import Adapter, Change, LayerCache, find_model
+from .guarded import GuardedForward
 from .layers import OWNED, VIEW, Caches, Layer, layer_of
 from .owned_caches import OwnedCaches
 from .report import Report
-from .torch_private import compile_in_place, compiled_in_place
+from .torch_private import compile_in_place, compiled_in_place, recompile_limit_of
 from .view_caches import ViewCaches
 from .view_plans import ViewPlans
 
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from .site_graph import SiteGraph
 
 log = logging.getLogger("headforce")
+
+GRAPHS = 32
+"""Room for the graphs of a prepared model, where running the model as it is after a few, as Dynamo does, is an error:
+videos begin and go on with chunks of several sizes, and streams have batches of several. Dynamo's limit is 8."""
 
 _ACTIVE = threading.local()
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
@@ -93,6 +100,11 @@ def active_session() -> Session | None:
     return stack[-1][0] if stack else None
 
 
+def _runs_now(session: Session | None) -> bool:
+    """Whether the model of a session may run: it was called, or the session is over or looks away."""
+    return session is None or session._paused or active_session() is session
+
+
 class Session:
     """A prepared model. Made by `prepare`; `restore()` ends it.
 
@@ -107,6 +119,8 @@ class Session:
         self, model: nn.Module, policy: Policy, adapter: Adapter, *, mode: str, canonical: bool, verify: Verification
     ) -> None:
         self._model = weakref.ref(model)
+        self._name = type(model).__name__
+        self._over = False
         self.policy = policy
         self.adapter = adapter
         self.mode = mode
@@ -124,12 +138,14 @@ class Session:
             model.register_forward_pre_hook(torch._dynamo.disable(self._before), with_kwargs=True),
             model.register_forward_hook(torch._dynamo.disable(self._after), with_kwargs=True, always_call=True),
         ]
+        held = weakref.ref(self)
+        self._guard = GuardedForward(model, lambda: _runs_now(held()))
         _SESSIONS[model] = self
 
     # --- around every call of the model --------------------------------------------------------------------------
 
     def _before(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        if model is not self.model or self._paused:
+        if model is not self._model() or self._paused:
             return  # a deep copy takes hooks along; it is a model of its own
         caches = self.adapter.caches(model, args, kwargs)
         if not caches:
@@ -148,8 +164,10 @@ class Session:
         self.refusal = None
         stack = _ACTIVE.__dict__.setdefault("stack", [])
         shims = contextlib.ExitStack()
+        shims.enter_context(recompile_limit_of(GRAPHS))
         shims.enter_context(self.adapter.shims(model, args, kwargs))
-        stack.append((self, current, [layer.launches for layer in current.layers], shims))
+        # An error that is being handled while the model is called is not one of this call.
+        stack.append((self, current, [layer.launches for layer in current.layers], shims, sys.exc_info()[1]))
 
     def _change(
         self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], current: Caches, texts: Sequence[Any]
@@ -160,16 +178,17 @@ class Session:
         return change if current.chunk is not None and (same or change is Change.ANEW) else None
 
     def _after(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-        if model is not self.model or not getattr(_ACTIVE, "stack", []) or _ACTIVE.stack[-1][0] is not self:
+        if model is not self._model() or not getattr(_ACTIVE, "stack", []) or _ACTIVE.stack[-1][0] is not self:
             return  # another model, or the call failed before it began
-        _, current, before, shims = _ACTIVE.stack.pop()
+        _, current, before, shims, handled = _ACTIVE.stack.pop()
         shims.close()
+        failed = sys.exc_info()[1] is not handled
         odd = [
             (layer, layer.launches - count)
             for layer, count in zip(current.layers, before, strict=True)
             if layer.launches - count != 1
         ]
-        if output is None or not odd:
+        if failed or not odd:
             return
         if self.refusal is not None:
             raise self.refusal
@@ -179,7 +198,7 @@ class Session:
                 log.warning(
                     "headforce: %s ran a pass without its policy in %d layers, because that was not compiled. "
                     "session.misses counts them; this is said once.",
-                    type(self.model).__name__,
+                    self._name,
                     len(odd),
                 )
             self.misses += len(odd)
@@ -235,9 +254,12 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The prepared model."""
+        """The prepared model; HF-PREPARED once it has been freed."""
         model = self._model()
-        assert model is not None, "hooks of a model outlive it nowhere"
+        if model is None:
+            raise HeadforceError(
+                "HF-PREPARED", found=f"the session of a {self._name} that has been freed", needed="a model that is held"
+            )
         return model
 
     def native(self, cache_rows: int, tokens_per_frame: int) -> Rule:
@@ -246,8 +268,8 @@ class Session:
 
     def __str__(self) -> str:
         held = f"{self.pool_bytes} bytes held" if self.mode == OWNED else f"{self.misses} misses"
-        name, ran = type(self.model).__name__, sum(self.launches)
-        head = f"{name}, {self.mode} mode: {len(self.cache_sets)} streams, {ran} launches, {held}"
+        streams, ran = len(self.cache_sets), sum(self.launches)
+        head = f"{self._name}, {self.mode} mode: {streams} streams, {ran} launches, {held}"
         return f"{head}\n{self.report}"
 
     @property
@@ -270,7 +292,7 @@ class Session:
     def launches(self) -> list[int]:
         """How often every layer's attention ran, over all streams."""
         counts = [[layer.launches for layer in caches.layers] for caches in self.cache_sets]
-        return [sum(layer) for layer in zip(*counts, strict=True)]
+        return [sum(layer) for layer in zip_longest(*counts, fillvalue=0)]  # a call with too few caches is no stream
 
     @property
     def replays(self) -> int:
@@ -284,35 +306,76 @@ class Session:
             blocks: the name of a submodule, such as "blocks", whose children are compiled instead, each by itself. They
                 share graphs, so this compiles sooner.
             options: those of the backend, such as `inner="eager"` and `target="triton"`.
+
+        Raises HF-PREPARED after `restore()`, HF-OPTION where `blocks` names nothing.
         """
-        for module in [self.model] if blocks is None else self.model.get_submodule(blocks).children():
+        self._check_runs()
+        for module in [self.model] if blocks is None else self._blocks(blocks):
             self._uncompiled.setdefault(module, compiled_in_place(module))
             module.compile(backend="headforce", options=options)
 
-    def switch(self, answer: Answer | str | None = None) -> int:
+    def _check_runs(self) -> None:
+        """HF-PREPARED after `restore()`."""
+        if self._over:
+            raise HeadforceError("HF-PREPARED", found="a session that was restored", needed="prepare() again")
+
+    def _blocks(self, name: str) -> list[nn.Module]:
+        """The children of the submodule `name`."""
+        known = dict(self.model.named_modules())
+        blocks = list(known[name].children()) if name in known else []
+        if not blocks:
+            having = [path for path, module in self.model.named_children() if next(module.children(), None) is not None]
+            raise HeadforceError(
+                "HF-OPTION",
+                site="blocks",
+                found=f"{name!r}, which has no submodules in a {self._name}{nearest(str(name), known)}",
+                needed="the name of a submodule that has some: " + ", ".join(having),
+            )
+        return blocks
+
+    def switch(self, answer: Answer | str | None = None, *, kv_cache: Sequence[Any] | None = None) -> int:
         """The prompt switches: call it between two chunks, before the first pass with the new text.
 
         Every class of heads does with its memory what the policy's `on_switch` says, and cross-attention computes its
-        keys and values anew. All streams of the model that have begun are switched.
+        keys and values anew. All streams of the model that have begun are switched, or none if one of them refuses.
 
         Args:
             answer: for all heads, whatever the policy says: `keep()`, `flush(2)`, `recache(12)`, `cut(21)`.
+            kv_cache: the caches of the one stream that is meant, as the model is called with them. Nobody tells when a
+                video is over, so its stream is switched too otherwise, for as long as its caches are held.
 
-        Returns how many of the newest frames have to be run again, clean and with the new text, before the next chunk;
-        0 for none. Raises HF-VIEW in view mode, where the memory is the model's own, and HF-CLOCK before the first
-        pass.
+        Returns how many of the newest frames have to be run again, clean and with the new text, before the next chunk,
+        the most that a stream asks for; 0 for none. Raises HF-VIEW in view mode, where the memory is the model's own,
+        HF-CLOCK before the first pass, HF-OPTION for what is no answer, HF-ADOPT for caches of no stream, HF-PREPARED
+        after `restore()`.
         """
+        self._check_runs()
         if self.mode != OWNED:
             raise HeadforceError("HF-VIEW", found="a prompt switch in view mode", needed="owned mode")
         given = parse_answer(answer) if isinstance(answer, str) else answer
+        if not isinstance(given, Answer | None):
+            raise HeadforceError(
+                "HF-OPTION", site="answer", found=type(given).__name__, needed='an answer, such as "flush(2)", or None'
+            )
         self._forget_unused()
-        running = [caches for caches in self.cache_sets if isinstance(caches, OwnedCaches) and caches.running]
+        running = [caches for caches in self._meant(kv_cache) if caches.running]
         if not running:
             raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
-        again = [caches.switch(given) for caches in running]
+        again = _all_or_none(running, given)
         for caches in running:
             self.adapter.forget_text(caches.text_caches)
         return max(again)
+
+    def _meant(self, kv_cache: Sequence[Any] | None) -> list[OwnedCaches]:
+        """The streams with these caches, all if none are given; HF-ADOPT if there is none."""
+        owned = [caches for caches in self.cache_sets if isinstance(caches, OwnedCaches)]
+        if kv_cache is None:
+            return owned
+        meant = {id(cache) for cache in kv_cache}
+        found = [caches for caches in owned if {id(cache.owner()) for cache in caches.caches} == meant]
+        if not found:
+            raise HeadforceError("HF-ADOPT", site="kv_cache", found="caches of no stream", needed="those of a call")
+        return found
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -324,22 +387,66 @@ class Session:
             self._paused = before
 
     def restore(self) -> None:
-        """Leaves the model as it was: hooks and `compile` undone, ordinary empty caches in place of the shells."""
+        """Leaves the model as it was: hooks and `compile` undone, ordinary empty caches in place of the shells.
+
+        The session is over then. A video that has begun cannot go on: the model's indices are set back with its caches.
+        """
+        self._over = True
         for hook in self._hooks:
             hook.remove()
+        self._guard.close()
         self._installed.close()
         for module, before in self._uncompiled.items():
             compile_in_place(module, before)
         for caches in self.cache_sets:
+            begun = isinstance(caches, OwnedCaches) and caches.running
             caches.release()
+            emptied = [cache.forget() for cache in caches.caches] if begun else []
+            if not all(emptied):
+                log.warning(
+                    "headforce: restore() in the middle of a video: what the caches of %s held is gone, and nothing in "
+                    "them says so. Begin the video anew.",
+                    self._name,
+                )
         self.cache_sets = []
-        _SESSIONS.pop(self.model, None)
+        model = self._model()
+        if model is not None:
+            _SESSIONS.pop(model, None)
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.restore()
+
+
+def _undo_of(caches: OwnedCaches) -> Callable[[], None]:
+    """What takes back a switch that comes next."""
+    stream, switched_at = caches.stream, caches._switched_at
+    assert stream is not None
+    saved = stream.saved()
+
+    def undo() -> None:
+        saved()
+        caches._switched_at = switched_at
+
+    return undo
+
+
+def _all_or_none(streams: Sequence[OwnedCaches], answer: Answer | None) -> list[int]:
+    """Switches all streams; a refusal by one of them leaves the others as they were."""
+    undo: list[Callable[[], None]] = []
+    try:
+        again = []
+        for caches in streams:
+            taken_back = _undo_of(caches)
+            again.append(caches.switch(answer))
+            undo.append(taken_back)
+    except HeadforceError:
+        for taken_back in undo:
+            taken_back()
+        raise
+    return again
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 import torch._functorch.predispatch
 from torch._guards import detect_fake_mode
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 
 SDPA_TARGETS: frozenset[Any] = frozenset(
     {torch.nn.functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention}
@@ -52,7 +52,6 @@ INTEGER_FUNCTIONS: dict[str, Callable[..., Any]] = {
 MAX_CLASSES = (sympy.Max, Max)
 MIN_CLASSES = (sympy.Min, Min)
 FLOORDIV_CLASSES = (FloorDiv,)
-MOD_CLASSES = (Mod, PythonMod)
 
 
 def expression(value: torch.SymInt | torch.SymFloat) -> sympy.Expr:
@@ -278,6 +277,18 @@ def compiled_in_place(module: torch.nn.Module) -> tuple[Any]:
 def compile_in_place(module: torch.nn.Module, before: tuple[Any]) -> None:
     """Puts back what `compiled_in_place` gave."""
     (module._compiled_call_impl,) = before
+
+
+def run_as_it_is(function: Callable[..., Any]) -> None:
+    """Dynamo never begins a graph with this function's own frame; what it calls is compiled as ever."""
+    torch._dynamo.decorators.skip(function)
+
+
+def inductor_settings() -> tuple[list[str], frozenset[str]]:
+    """Inductor's modes, and the names of its options."""
+    from torch._inductor import list_mode_options, list_options
+
+    return list(list_mode_options()), frozenset(list_options())
 
 
 def compiling_seconds() -> float:

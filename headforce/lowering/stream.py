@@ -174,6 +174,18 @@ class Stream:
         self._clock = clock
         return clock.history - clock.owed if clock.owed is not None else 0
 
+    def saved(self) -> Callable[[], None]:
+        """A function that takes back the switches from here to its call, if no pass has begun since."""
+        kept = {"amended": self.amended, "_onward": self._onward, "_clock": self._clock, "making": list(self.making)}
+        lanes = [(lane, lane.present, lane.memory) for lane in self.lanes]
+
+        def take_back() -> None:
+            vars(self).update(kept)
+            for lane, present, memory in lanes:
+                lane.present, lane.memory = present, memory
+
+        return take_back
+
     def _held_by(self, rule: str) -> FrameSet:
         """The frames that some head with this rule holds a page of."""
         return reduce(or_, (lane.slots.held for lane in self.lanes if lane.rule.text == rule), EMPTY)

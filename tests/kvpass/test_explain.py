@@ -203,3 +203,22 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.output)["outlook"]["native"] == "span(6)"
     for wrong in ("examples/one_call.py", "examples/one_call.py:nothing", "nowhere.py:f"):
         assert CliRunner().invoke(main, ["explain", wrong]).exit_code == 2
+
+
+def test_gradients_are_left_out() -> None:
+    """A call that records them would be refused, and nobody who explains a call wants them."""
+    model, args, kwargs = first_chunk()
+    with torch.enable_grad():
+        seen = headforce.explain(model, *args, **kwargs)
+    assert (seen.count("found"), seen.sites[0].not_owned) == (2, "")
+
+
+def test_a_preset_with_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    labels = "examples/labels/dummy_forcing.tiny.json"
+    model, args, kwargs = first_chunk()
+    assert headforce.explain(model, *args, policy="dummy_forcing", labels=labels, **kwargs).outlook is not None
+    with pytest.raises(HeadforceError, match=r"HF-OPTION.*labels"):
+        headforce.explain(model, *args, labels=labels, **kwargs)
+    command = ["explain", "examples/one_call.py:first_chunk", "--policy", "dummy_forcing", "--labels", labels]
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0

@@ -6,6 +6,8 @@ without its policy: a miss, which the session counts for every layer and pass.
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import subprocess
 import sys
@@ -15,7 +17,10 @@ import pytest
 import torch
 
 import headforce
+from examples.causal_wan import TINY, CausalWan
+from examples.one_call import first_chunk
 from headforce import HeadforceError
+from headforce.kvpass import session as session_file
 from headforce.policy import Policy
 
 from .conftest import videos, wan
@@ -39,12 +44,104 @@ def test_force_eager() -> None:
             videos(compiled, model.config, ([3],))
 
 
-def test_recompile_limit() -> None:
+def test_recompile_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wan()
+    monkeypatch.setattr(session_file, "GRAPHS", 1)
     with headforce.prepare(model, policy=A), torch._dynamo.config.patch(recompile_limit=1):
         compiled = torch.compile(model, backend="headforce", options=EAGER)
         with pytest.raises(HeadforceError, match="HF-EAGER"):
             videos(compiled, model.config, ([3] * 3,))
+
+
+def test_a_prepared_model_may_have_more_graphs_than_others() -> None:
+    """As chunks of another size have graphs of their own."""
+    model = wan(num_layers=1)
+    with headforce.prepare(model, policy=A) as session, torch._dynamo.config.patch(recompile_limit=1):
+        videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([1, 3],))
+        assert session.report.graphs > 1
+        assert torch._dynamo.config.recompile_limit == 1
+
+
+class Nothing(CausalWan):
+    """A model whose callers want the caches alone."""
+
+    @functools.wraps(CausalWan.forward)
+    def forward(self, *args: object, **kwargs: object) -> None:
+        super().forward(*args, **kwargs)
+
+
+def test_a_model_that_returns_nothing() -> None:
+    model = Nothing(TINY).eval()
+    _, args, kwargs = first_chunk()
+    with headforce.prepare(model, policy=A) as session, torch.no_grad():
+        torch.compile(model, backend="headforce", options=EAGER)(*args, **kwargs)
+        assert session.launches == [1, 1]
+        with pytest.raises(HeadforceError, match="HF-EAGER"):
+            model(*args, **kwargs)
+
+
+# --- past the model's own call ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["owned", "view"])
+def test_forward_is_not_the_model(mode: str) -> None:
+    """Called or compiled, whether or not the caches are a stream's already."""
+    model, args, kwargs = first_chunk()
+    with headforce.prepare(model, policy=A, mode=mode) as session, torch.no_grad():
+        compiled = torch.compile(model.forward, backend="headforce", options=EAGER)
+        for call in (model.forward, compiled):
+            with pytest.raises(HeadforceError, match=r"HF-EAGER.*CausalWan\.forward"):
+                call(*args, **kwargs)
+        session.compile(inner="eager")
+        model(*args, **kwargs)
+        for call in (model.forward, compiled):
+            with pytest.raises(HeadforceError, match=r"HF-EAGER.*CausalWan\.forward"):
+                call(*args, **kwargs)
+        assert session.launches == [1, 1]
+        session.restore()
+        assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("blocks", [None, "blocks"])
+def test_that_forward_is_watched_costs_no_graphs(blocks: str | None) -> None:
+    model = wan(num_layers=1)
+    with headforce.prepare(model, policy=A) as session:
+        session.compile(blocks=blocks, inner="eager")
+        videos(model, model.config, ([3],))
+        assert session.report.graphs == 2  # the first pass computes the text
+        assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_copy_of_a_prepared_model_is_its_own() -> None:
+    model, other = wan(0, num_layers=1), wan(1, num_layers=1)
+    expected = videos(other, model.config, ([3],))[0]
+    with headforce.prepare(model, policy=A) as session:
+        twin = copy.deepcopy(model)
+        twin.load_state_dict(other.state_dict())
+        assert torch.equal(videos(twin, model.config, ([3],))[0], expected)
+        assert torch.equal(videos(twin.forward, model.config, ([3],))[0], expected)
+        assert session.cache_sets == []
+
+
+def test_a_forward_of_the_instance_is_kept() -> None:
+    """Such as one that somebody compiled before, or put around the model's own."""
+    model, args, kwargs = first_chunk()
+    calls: list[int] = []
+    own = model.forward
+
+    @functools.wraps(own)
+    def forward(*args: object, **kwargs: object) -> object:
+        calls.append(0)
+        return own(*args, **kwargs)
+
+    model.forward = forward
+    with headforce.prepare(model, policy=A) as session, torch.no_grad():
+        session.compile(blocks="blocks", inner="eager")
+        model(*args, **kwargs)
+        with pytest.raises(HeadforceError, match="HF-EAGER"):
+            model.forward(*args, **kwargs)
+        assert len(calls) == 1
+    assert model.forward is forward
 
 
 def test_a_refusal_arrives_also_when_errors_are_suppressed() -> None:
@@ -128,8 +225,9 @@ def test_misses_of_the_original_module_and_of_force_eager() -> None:
         assert "24 misses" in str(session)
 
 
-def test_misses_beyond_the_recompile_limit() -> None:
+def test_misses_beyond_the_recompile_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wan()
+    monkeypatch.setattr(session_file, "GRAPHS", 1)
     with (
         headforce.prepare(model, policy=A, mode="view") as session,
         torch._dynamo.config.patch(recompile_limit=1),

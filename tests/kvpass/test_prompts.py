@@ -119,3 +119,47 @@ def test_before_the_first_pass():
         pytest.raises(HeadforceError, match="HF-CLOCK"),
     ):
         session.switch()
+
+
+def two_videos(session, model):
+    """Two streams: one that has 12 frames, and one that has 3."""
+    session.compile(blocks="blocks", inner="eager")
+    streams = [example.Rollout(model, model.config, timesteps=(1000.0,)) for _ in range(2)]
+    for rollout, chunks in zip(streams, ([3] * 4, [3]), strict=True):
+        rollout.generate(text(model.config), chunks)
+    return streams
+
+
+def test_a_refused_switch_leaves_every_stream_as_it_was():
+    """A cut that the longer video does not allow is not made in the shorter one, whichever comes first."""
+    model = wan(num_layers=1)
+    near = Policy.loads("headforce: 1\nclasses: {a: sink(1) | window(1)}\ndefault: a\nposition_range: 20")
+    with headforce.prepare(model, policy=near) as session:
+        held = two_videos(session, model)
+        for _ in range(2):
+            session.cache_sets.reverse()
+            with pytest.raises(HeadforceError, match="HF-POSITION"):
+                session.switch("cut(12)")
+            assert [caches.stream.amended for caches in session.cache_sets] == [{}, {}]
+            assert not any(caches.stream.closed for caches in session.cache_sets)
+        assert all(rollout.crossattn_cache[0]["is_init"] for rollout in held)
+
+
+def test_one_stream_alone_is_switched():
+    model = wan(num_layers=1)
+    with headforce.prepare(model, policy=Policy({})) as session:
+        long, short = two_videos(session, model)
+        assert session.switch("recache(12)", kv_cache=short.kv_cache) == 3
+        assert [caches.stream.closed for caches in session.cache_sets] == [False, True]
+        assert [caches[0]["is_init"] for caches in (long.crossattn_cache, short.crossattn_cache)] == [True, False]
+        assert session.switch("recache(12)") == 12  # nobody says which videos are over
+        with pytest.raises(HeadforceError, match=r"HF-ADOPT.*no stream"):
+            session.switch(kv_cache=[{}])
+
+
+def test_an_answer_is_an_answer():
+    with (
+        headforce.prepare(wan(num_layers=1), policy=Policy({})) as session,
+        pytest.raises(HeadforceError, match=r"HF-OPTION.*flush"),
+    ):
+        session.switch(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -11,7 +12,13 @@ from torch._dynamo.backends import registry
 
 import headforce
 from examples.causal_wan import Rollout
+from examples.one_call import first_chunk
 from headforce import HeadforceError
+from headforce.kvpass.capture import LayerCache
+from headforce.kvpass.capture.boxes import IndexBox
+from headforce.kvpass.capture.dict_cache import DictCache
+from headforce.kvpass.lower import MOST_SITES, _target_of
+from headforce.kvpass.options import read_options
 from headforce.kvpass.shell import is_shell, physical_bytes
 from headforce.policy import Policy
 
@@ -154,3 +161,139 @@ def test_the_backend_is_known_where_nothing_is_installed(monkeypatch):
     with headforce.prepare(model, A) as session:
         videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3],))
         assert session.launches == [3, 3]
+
+
+# --- calls that are wrong, and sessions that are over -----------------------------------------------------------
+
+
+def test_a_session_that_was_restored_is_over() -> None:
+    session = headforce.prepare(wan(num_layers=1), policy=A)
+    session.restore()
+    for use in (session.compile, session.switch):
+        with pytest.raises(HeadforceError, match="HF-PREPARED"):
+            use()
+
+
+def test_a_session_outlives_its_model() -> None:
+    model = wan(num_layers=1)
+    session = headforce.prepare(model, policy=A)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert "CausalWan, owned mode" in str(session)
+    with pytest.raises(HeadforceError, match="HF-PREPARED"):
+        session.model  # noqa: B018
+    session.restore()
+
+
+def test_restore_in_the_middle_of_a_video_empties_its_caches() -> None:
+    """Else their indices would say that there is something in them."""
+    model = wan(num_layers=1)
+    session = headforce.prepare(model, policy=A)
+    session.compile(inner="eager")
+    rollout = Rollout(model, model.config, (1000.0,))
+    rollout.generate(text(model.config), [3])
+    session.restore()
+    (cache,) = rollout.kv_cache
+    assert (cache["global_end_index"], cache["local_end_index"]) == (0, 0)
+
+
+@pytest.mark.parametrize("form", [7, torch.tensor([7]), IndexBox(7)])
+def test_indices_of_every_form_are_set_back(form: object) -> None:
+    cache = {"k": torch.ones(1), "v": torch.ones(1), "global_end_index": form, "local_end_index": form}
+    assert DictCache(cache).forget()
+    assert [getattr(cache[name], "value", cache[name]) for name in ("global_end_index", "local_end_index")] == [0, 0]
+
+
+def test_that_caches_without_indices_are_emptied_is_said(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    model, args, kwargs = first_chunk()
+    monkeypatch.setattr(DictCache, "forget", LayerCache.forget)
+    with headforce.prepare(model, policy=A) as session, torch.no_grad():
+        session.compile(inner="eager")
+        model(*args, **kwargs)
+    assert "in the middle of a video" in caplog.text
+
+
+def test_a_call_with_too_few_caches_breaks_no_account() -> None:
+    model, args, kwargs = first_chunk()
+    with headforce.prepare(model, policy=A) as session, torch.no_grad():
+        short = {**kwargs, "kv_cache": copy.deepcopy(kwargs["kv_cache"][:1])}
+        with pytest.raises((HeadforceError, ValueError, IndexError)):
+            model(*args, **short)
+        with pytest.raises(HeadforceError, match="HF-EAGER"):
+            model(*args, **kwargs)
+        assert session.launches == [0, 0]
+        assert "2 streams" in str(session)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda caches: caches[0],
+        lambda caches: [cache["k"] for cache in caches],
+        lambda caches: [{"key": cache["k"], "value": cache["v"]} for cache in caches],
+        lambda caches: [caches[0], {**caches[1], "v": None}],
+        lambda caches: 3,
+    ],
+    ids=["one dict", "tensors", "other names", "no v", "a number"],
+)
+def test_caches_of_another_form_are_refused(wrong) -> None:
+    model, args, kwargs = first_chunk()
+    with (
+        headforce.prepare(model, policy=A) as session,
+        torch.no_grad(),
+        pytest.raises(HeadforceError, match=r"HF-ADOPT.*with tensors k and v"),
+    ):
+        model(*args, **{**kwargs, "kv_cache": wrong(kwargs["kv_cache"])})
+    assert session.cache_sets == []
+
+
+@pytest.mark.parametrize("blocks", ["blcks", "blocks.0.norm1", 3])
+def test_blocks_must_be_there(blocks) -> None:
+    model = wan()
+    with headforce.prepare(model, policy=A) as session, pytest.raises(HeadforceError, match=r"HF-OPTION.*blocks"):
+        session.compile(blocks=blocks)
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"target": 3}, "target"),
+        ({"inner_mode": "max-autotone"}, "inner_mode.*did you mean 'max-autotune'"),
+        ({"inner_mode": 3}, "inner_mode"),
+        ({"inner_options": "max_autotune"}, "inner_options"),
+        ({"inner_options": {"max_autotone": True}}, "inner_options.*did you mean 'max_autotune'"),
+        ({"inner": "eager", "inner_mode": "max-autotune"}, "inner_mode"),
+        ({"inner": "eager", "inner_options": {"max_autotune": True}}, "inner_options"),
+        ({"policy": 3}, "policy"),
+        ({"policy": A, "labels": "heads.json"}, "labels"),
+    ],
+)
+def test_options_that_do_not_exist(options, place) -> None:
+    with pytest.raises(HeadforceError, match=f"HF-OPTION.*{place}"):
+        read_options(None, options)
+
+
+def test_options_that_do() -> None:
+    assert read_options("max-autotune", None).inner_mode == "max-autotune"
+    assert read_options(None, {"inner_options": {"max_autotune": True}}).inner_options == {"max_autotune": True}
+    assert read_options(None, {"inner": "aot_eager", "inner_options": {"its own": 1}}).inner == "aot_eager"
+
+
+@pytest.mark.parametrize("policy", [{}, {"policy": A}])
+def test_graphs_are_captured_for_prepared_models_alone(policy) -> None:
+    compiled = torch.compile(
+        torch.nn.Linear(2, 2), backend="headforce", options={**EAGER, "cudagraphs": True, **policy}
+    )
+    with pytest.raises(HeadforceError, match="HF-CUDAGRAPHS"):
+        compiled(torch.zeros(1, 2))
+
+
+def test_the_number_of_sites_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MOST_SITES, "x")
+    with pytest.raises(HeadforceError, match=f"HF-OPTION.*{MOST_SITES}"):
+        _target_of(0, "sdpa")

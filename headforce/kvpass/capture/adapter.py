@@ -54,6 +54,10 @@ class LayerCache(ABC):
     def is_empty(self) -> bool:
         """True when nothing has been written since the cache was made or reset."""
 
+    def forget(self) -> bool:
+        """Makes the cache one that nothing was written to, as far as its indices say. False where there are none."""
+        return False
+
     @abstractmethod
     def owner(self) -> object:
         """The object that holds the tensors, the same one for as long as the cache is in use."""

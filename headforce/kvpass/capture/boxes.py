@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .dict_cache import DictCache
-
-INDICES = ("global_end_index", "local_end_index")
+from .dict_cache import INDICES, DictCache
 
 
 class IndexBox:

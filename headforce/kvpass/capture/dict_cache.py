@@ -7,7 +7,7 @@ This is the protocol of Self-Forcing (arXiv 2506.08009) and of the models that g
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...errors import HeadforceError
 from ...policy import Rule, parse_rule
 from .adapter import Adapter, LayerCache, adapter
 
+INDICES = ("global_end_index", "local_end_index")
 CACHE_ARGUMENT = "kv_cache"
 TEXT_CACHE_ARGUMENT = "crossattn_cache"
 
@@ -39,6 +40,16 @@ class DictCache(LayerCache):
     def is_empty(self) -> bool:
         return int(self.cache["global_end_index"]) == 0
 
+    def forget(self) -> bool:
+        known = [name for name in INDICES if name in self.cache]
+        for name in known:
+            index = self.cache[name]
+            if isinstance(index, int):
+                self.cache[name] = 0
+            else:
+                index.zero_()
+        return bool(known)
+
     def owner(self) -> object:
         return self.cache
 
@@ -52,8 +63,7 @@ class DictCacheAdapter(Adapter):
 
     def caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[LayerCache]:
         bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
-        caches = bound.arguments.get(CACHE_ARGUMENT)
-        return [DictCache(cache) for cache in caches] if caches is not None else []
+        return [DictCache(cache) for cache in layer_dicts(bound.arguments.get(CACHE_ARGUMENT))]
 
     def text_caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
@@ -66,6 +76,30 @@ class DictCacheAdapter(Adapter):
         sink = next((int(m.sink_size) for m in model.modules() if hasattr(m, "sink_size")), 0)
         held = cache_rows // tokens_per_frame
         return window_rule(held=held, read=held, sink=sink)
+
+
+def layer_dicts(given: Any) -> list[dict[str, Any]]:
+    """The dict of every layer, as a call passes them; none for None. HF-ADOPT for anything of another form."""
+    if given is None:
+        return []
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    for place, cache in enumerate(given if listed else [given]):
+        tensors = [isinstance(cache, MutableMapping) and isinstance(cache.get(name), Tensor) for name in ("k", "v")]
+        if not listed or not all(tensors):
+            raise HeadforceError(
+                "HF-ADOPT",
+                site=f"{CACHE_ARGUMENT}[{place}]" if listed else CACHE_ARGUMENT,
+                found=_described(cache),
+                needed="a list with one dict for each layer, with tensors k and v",
+            )
+    return list(given)
+
+
+def _described(cache: Any) -> str:
+    if not isinstance(cache, Mapping):
+        return f"a {type(cache).__name__}"
+    names = ", ".join(f"{name}: {type(value).__name__}" for name, value in cache.items())
+    return f"a {type(cache).__name__} of {names or 'nothing'}"
 
 
 def forget_text(caches: Sequence[dict[str, Any]]) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .adapter import Call, LayerCache, adapter
-from .boxes import INDICES
-from .dict_cache import DictCache
+from .dict_cache import INDICES, DictCache
 from .patches import patched
 from .self_forcing import SelfForcingAdapter
 from .wan import namespace_of

@@ -15,15 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from ..torch_private import recompile_limit_of
 from .adapter import Change, adapter
 from .patches import patched
 from .self_forcing import SelfForcingAdapter
 
 SINK_TOO = "sink_recache_after_switch"
-
-GRAPHS = 32
-"""Room for the graphs of switches: every number of frames that run again has its own. Dynamo's limit is 8."""
 
 
 @adapter("longlive")
@@ -46,6 +42,5 @@ class LongLiveAdapter(SelfForcingAdapter):
             super().shims(model, args, kwargs),
             # The pipeline makes a mask at a switch, and no call with a cache looks at it: no reason to compile again.
             patched(vars(model), "block_mask", None),
-            recompile_limit_of(GRAPHS),
         ):
             yield

@@ -15,8 +15,8 @@ from torch import nn
 from ...errors import HeadforceError
 from ...policy import Rule, parse_rule
 from .adapter import Call, LayerCache, adapter
-from .boxes import INDICES, BoxedDictCache
-from .dict_cache import window_rule
+from .boxes import BoxedDictCache
+from .dict_cache import CACHE_ARGUMENT, INDICES, window_rule
 from .patches import patched
 from .self_forcing import SelfForcingAdapter
 from .wan import namespace_of
@@ -51,8 +51,8 @@ class LongLive2Adapter(SelfForcingAdapter):
                 needed="keys and queries rotated at the frames they have in the video",
                 hint="Set use_relative_rope to false, as the released configurations do.",
             )
-        given = self.arguments(model, args, kwargs).get("kv_cache") or []
-        if any(cache.get("quantized") for cache in given):
+        given = self.arguments(model, args, kwargs).get(CACHE_ARGUMENT) or []
+        if any(isinstance(cache, Mapping) and cache.get("quantized") for cache in given):
             raise HeadforceError(
                 "HF-CACHE-FORM",
                 site=type(model).__qualname__,

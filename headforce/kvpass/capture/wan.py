@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, LayerCache
 from .boxes import BoxedDictCache
-from .dict_cache import CACHE_ARGUMENT, TEXT_CACHE_ARGUMENT, forget_text
+from .dict_cache import CACHE_ARGUMENT, TEXT_CACHE_ARGUMENT, forget_text, layer_dicts
 from .grid import MATH, GridOf
 from .patches import patched
 
@@ -53,8 +53,8 @@ class WanAdapter(Adapter):
     def caches(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[LayerCache]:
         from ..layers import layer_of
 
-        caches = self.arguments(model, args, kwargs).get(CACHE_ARGUMENT)
-        return [self.layer_cache(cache, layer_of(cache["k"]) is not None) for cache in caches or []]
+        caches = layer_dicts(self.arguments(model, args, kwargs).get(CACHE_ARGUMENT))
+        return [self.layer_cache(cache, layer_of(cache["k"]) is not None) for cache in caches]
 
     def layer_cache(self, cache: dict[str, Any], adopted: bool) -> LayerCache:
         """The record of one layer's dict. `adopted`: headforce knows the cache from an earlier call."""
