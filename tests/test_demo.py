@@ -286,6 +286,7 @@ def test_an_interrupted_run_leaves_the_old_results(finished, tmp_path, monkeypat
         (["--policy", "longlife"], "HF-PRESET", "did you mean 'longlive'"),
         (["--policy", "longlive", "--labels", "labels.json"], "HF-PRESET", "'labels'"),
         (["--policy", "forcing_kv", "--labels", "absent.json"], "HF-LABELS", "absent.json"),
+        (["--inner", "egaer"], "HF-OPTION", "'egaer' (did you mean 'eager'?)"),
         (["--model", "causal-wam"], "HF-DEMO", "did you mean 'causal-wan'?"),
         (["--chunks", "3"], "HF-DEMO", "at least 4"),
         (["--target", "spda"], "HF-TARGET", "did you mean 'sdpa'?"),

@@ -128,6 +128,7 @@ def test_the_command(tmp_path):
     assert report["counts"] == {"dynamic": 7, "static": 1}
     assert 0 < report["budget"]["share"] <= 0.6
     assert Labels.load(tmp_path / "labels.json").counts() == report["counts"]
+    assert read_policy(tmp_path / "policy.yaml").made_for == Labels.load(tmp_path / "labels.json").shape
     second = CliRunner().invoke(main, [*command, "--method", "pyramid"], catch_exceptions=False)  # not measured again
     assert second.exit_code == 0, second.output
     assert "wave" in second.output
