@@ -93,8 +93,9 @@ CATALOGUE: dict[str, Entry] = {
         "A misspelt score, a score by the next frame where that may be gone, or keys that are NaN.",
     ),
     "HF-NATIVE": Entry(
-        "A rule uses native(), but nothing says what the unmodified model reads.",
-        "Pass the model's own rule (on the command line: --native RULE).",
+        "What the unmodified model reads is not known, or is not what its adapter says.",
+        "A prepared model: give it an adapter whose rule is its own, or use mode='view'. Without a model: pass the "
+        "rule as `native` (on the command line: --native RULE).",
         "A policy without a default on the command line, or an adapter whose rule is not what the graph reads.",
     ),
     "HF-DECISION": Entry(
