@@ -48,10 +48,6 @@ class Regions:
     def pages(self) -> int:
         return int(self.size.sum())
 
-    def page_ids(self, size: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The first `size` pages of every region, head after head."""
-        return np.concatenate([np.arange(b, b + n) for b, n in zip(self.base.flat, size.flat, strict=True)])
-
 
 @dataclass(frozen=True)
 class Tables:

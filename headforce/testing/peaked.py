@@ -7,9 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-PEAKED = 0.5
-"""Attention counts as peaked below this share of the largest entropy, the logarithm of the number of keys."""
-
 LOGITS = 6.0
 """The factor on logits at which queries and keys of unit size rest on a handful of keys, however many there are."""
 

@@ -98,16 +98,6 @@ def no_history(k: Tensor, v: Tensor, cache: Cache, start: int) -> Pair:
     return k, v
 
 
-def ring_list(k: Tensor, v: Tensor, cache: Cache, start: int) -> Pair:
-    """Python lists of the rows of past chunks; the oldest are exchanged for the new ones, wherever they stand."""
-    place = start // k.shape[1] % 2
-    for name, new in (("k", k), ("v", v)):
-        chunks = cache[name].unflatten(1, (-1, k.shape[1]))
-        cache.setdefault(f"ring_{name}", [chunks[:, i].clone() for i in range(2)])
-        cache[f"ring_{name}"][place] = new
-    return torch.cat(cache["ring_k"], 1), torch.cat(cache["ring_v"], 1)
-
-
 PROTOCOL_FAULTS: dict[str, Callable[[Tensor, Tensor, Cache, int], Pair]] = {
     f.__name__: f
     for f in (
