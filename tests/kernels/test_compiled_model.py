@@ -54,11 +54,8 @@ def test_compiled_equals_eager_masked_to_the_oracle(mode, policy, rotation, inne
     model = wan(sink_size=1, num_layers=1)
     expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
     with headforce.prepare(model, policy=policy, mode=mode, verify="plan") as session:
-        result = videos(
-            torch.compile(model, backend="headforce", options={"inner": inner, "target": "triton"}),
-            model.config,
-            ([3] * 3,),
-        )
+        session.compile(blocks="blocks", inner=inner, target="triton")
+        result = videos(model, model.config, ([3] * 3,))
         assert session.launches == [9]
     assert relative(result[0], expected[0]) < 1e-5
     names = [name for name, _ in kernels]

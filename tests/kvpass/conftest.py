@@ -1,4 +1,8 @@
-"""What the tests of the graph pass share: a small model with peaked attention, and a clean compiler for every test."""
+"""What the tests of the graph pass share: a small model with peaked attention, and a clean compiler for every test.
+
+Tracing takes most of their time. Modules whose tests prepare the same small model, and count no graphs, are marked
+`shares_graphs`: the compiler is cleaned in front of the first test only.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,21 @@ import torch
 
 from examples.causal_wan import TINY, CausalWan, Rollout, WanConfig, init_random
 
+_compiled_by: pytest.Module | None = None
+"""The module whose graphs Dynamo still has."""
+
 
 @pytest.fixture(autouse=True)
-def clean_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
+def clean_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    global _compiled_by
+    shares = request.node.get_closest_marker("shares_graphs") is not None
+    if not shares or _compiled_by is not request.module:
+        torch._dynamo.reset()
+    _compiled_by = request.module if shares else None
     torch._dynamo.utils.counters.clear()
     yield
-    torch._dynamo.reset()
+    if not shares:
+        torch._dynamo.reset()
 
 
 def wan(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> CausalWan:

@@ -16,6 +16,8 @@ from headforce.testing.faults import FAULTS
 
 from .conftest import text, wan
 
+pytestmark = pytest.mark.shares_graphs
+
 POLICY = Policy.loads(
     """
 headforce: 1

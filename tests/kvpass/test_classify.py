@@ -22,6 +22,8 @@ from .conftest import text, wan
 from .oracle_model import OracleAttention, oracle_model
 from .test_owned_identity import relative
 
+pytestmark = pytest.mark.shares_graphs
+
 LENGTHS = [3, 3, 3, 3]
 
 

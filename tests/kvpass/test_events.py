@@ -16,6 +16,8 @@ from headforce.policy import Policy
 
 from .conftest import text, wan
 
+pytestmark = pytest.mark.shares_graphs
+
 Passes = list[tuple[int, int, int] | str]
 """(first frame, frames, prompt) of every pass, or "reset"."""
 

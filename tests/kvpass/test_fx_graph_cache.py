@@ -23,8 +23,8 @@ CODE = """
     model = wan(num_layers=1)
     policy = Policy.loads("headforce: 0\\nclasses: {a: window(1), b: sink(1)}\\ndefault: a\\nheads: {0: {b: [1]}}")
     with headforce.prepare(model, policy=policy) as session:
-        compiled = torch.compile(model, backend="headforce")
-        next(Rollout(compiled, model.config, (1000.0,)).passes(text(model.config), [3], 0))
+        session.compile(blocks="blocks")
+        next(Rollout(model, model.config, (1000.0,)).passes(text(model.config), [3], 0))
         assert session.report.count("rewritten") == session.report.graphs == 1
     print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
     """

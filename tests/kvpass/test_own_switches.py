@@ -19,6 +19,8 @@ from .test_owned_identity import relative
 from .test_owned_policy import TOLERANCE
 from .test_refusals import report
 
+pytestmark = pytest.mark.shares_graphs
+
 WINDOW, SINK, CHUNK, CHUNKS = 6, 2, 2, 6
 SWITCHES = (4, 8)  # before the window is full, and behind it
 

@@ -20,6 +20,8 @@ from .test_owned_identity import relative
 from .test_owned_policy import TOLERANCE
 from .test_refusals import report
 
+pytestmark = pytest.mark.shares_graphs
+
 
 def filling(k, v, cache, start):
     """Writes a cache that nothing reads in this pass."""

@@ -19,6 +19,8 @@ from .conftest import text, wan
 from .presets import PRESETS
 from .test_owned_identity import relative
 
+pytestmark = pytest.mark.shares_graphs
+
 KINDS = Labels((("static", "dynamic", "dynamic", "dynamic"), ("dynamic", "static", "dynamic", "static")))
 POLICIES = PRESETS | {
     "forcing_kv, grouped in every layer": forcing_kv(

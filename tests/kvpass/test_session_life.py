@@ -26,6 +26,8 @@ from .conftest import text, videos, wan
 from .oracle_model import oracle_model
 from .test_owned_identity import relative
 
+pytestmark = pytest.mark.shares_graphs
+
 EAGER = {"inner": "eager"}
 A = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
 B = Policy.loads("headforce: 0\nclasses: {b: sink(1)}\ndefault: b")

@@ -20,6 +20,8 @@ from headforce.policy import Policy, parse_rule
 from .conftest import text, wan
 from .test_owned_identity import relative
 
+pytestmark = pytest.mark.shares_graphs
+
 CHUNKS = [3] * 4
 
 
