@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,13 @@ from .notes import Notes
 from .ops import live_nodes
 from .options import Options, read_options
 from .report import Report
-from .session import Session, active_session, recording_refusals
+from .running import active_session, recording_refusals
 from .site import SiteReport
 from .site_graph import SiteGraph, check_refused
 from .torch_private import own_copy
+
+if TYPE_CHECKING:
+    from .session import Session
 
 log = logging.getLogger("headforce")
 
@@ -133,9 +136,8 @@ def _checked(compiled: Callable[..., Any], report: SiteReport, settings: Options
     """A graph in which nothing could be rewritten, and which a model may call that was prepared later."""
 
     def run(*args: Any) -> Any:
-        session = active_session()
-        if session is not None:
-            with recording_refusals(session):
+        if active_session() is not None:
+            with recording_refusals():
                 check_refused(report, settings)
         return compiled(*args)
 
@@ -144,7 +146,7 @@ def _checked(compiled: Callable[..., Any], report: SiteReport, settings: Options
 
 def _refusing(error: HeadforceError) -> Callable[..., Any]:
     def refuse(*args: Any) -> Any:
-        with recording_refusals(active_session()):
+        with recording_refusals():
             raise error
 
     return refuse

@@ -277,7 +277,6 @@ def join(view: GraphView, call: AttentionCall, k: Buffered, v: Buffered, inputs:
         segments=k.segments,
         write_nodes=tuple(s.append.node for s in (k, v)),
         roll_nodes=tuple(write.node for s in (k, v) for write in s.rolls),
-        read_nodes=tuple(n for s in (k, v) for n in s.seen.passed if n in s.used.aliases),
         read_dtype=view.dtype(call.k.node),
     )
     return CacheMatch(form, k.append.value, v.append.value, k.seen.end.cursor.factor)

@@ -16,8 +16,8 @@ from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
 from .recognize.prefill import unpadded
-from .sent_rows import sent_rows
-from .site import KEPT, Operand, Refusal, RopeForm, Site, SiteReport
+from .sent_rows import Sent, sent_rows
+from .site import KEPT, Mask, Operand, Refusal, RopeForm, Site, SiteReport
 from .sources import behind
 from .torch_private import input_source
 from .unseen import handed_on, is_written, nested, unclaimed
@@ -67,12 +67,11 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         return excluded
     check_call(view, call)
     filled = first("prefill", view, call)
-    mask = first("mask", view, call) if filled is None else KEPT
-    if mask is None:
-        found = "is_causal=True over a history" if call.causal else f"the mask {getattr(call.mask, 'name', call.mask)}"
-        raise Refused("HF-MASK", found, "no mask, or one that is built from constants in the graph")
-    match, rotated = _cache(view, call) if filled is None else (filled, None)
-    if filled is not None:
+    if filled is None:
+        mask = _mask(view, call)
+        match, rotated = _cache(view, call)
+    else:
+        mask, match, rotated = KEPT, filled, None
         call = replace(call, **{name: unpadded(view, getattr(call, name)) for name in ("q", "k", "v")})
     query = settle(call.q, view, factors=True)
     call = replace(call, scale=call.scale * query.factor)
@@ -81,13 +80,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     writes = [view.order[n] for n in match.form.write_nodes] or [view.order[call.k_user]]
     _check_settled(view, [(query, view.order[call.k_user]), (new_key, min(writes)), (new_value, min(writes))])
     sent = sent_rows(view, query, new_key, new_value)
-    rope, notes = _rope(view, query, new_key if sent is None else sent.key, rotated)
-    if sent is not None and rope is not None:
-        if rotated is None and not view.facts.equal(rope.key_start, rope.query_start):
-            raise Refused("HF-CLOCK", "a query and a key of other frames", "one and the same frame for every row")
-        rope = replace(rope, key_factors=())  # they turn all rows that were sent
-    if rotated is not None and (rope is None or rope.key_start is None):
-        raise Refused("HF-ROPE", f"keys rotated after the cache ({notes[0]})", "a RoPE whose clock is in the graph")
+    rope, notes = _rope(view, query, new_key, sent, rotated)
     if match.form.kind == "cat" and not match.form.returned:
         notes = (*notes, "the grown history is not an output of this graph: the caller keeps the past in another way")
     form = replace(match.form, keys_rotated=None if rope is None else ("before" if rotated is None else "after"))
@@ -102,7 +95,6 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     return Site(
         name=module_path(call.node),
         where=source_line(call.node),
-        role="self",
         node=call.node,
         layout=call.layout,
         query=_operand(view, query),
@@ -125,6 +117,14 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
         notes=notes,
         folded=call.folded,
     )
+
+
+def _mask(view: GraphView, call: AttentionCall) -> Mask:
+    mask = first("mask", view, call)
+    if mask is None:
+        found = "is_causal=True over a history" if call.causal else f"the mask {getattr(call.mask, 'name', call.mask)}"
+        raise Refused("HF-MASK", found, "no mask, or one that is built from constants in the graph")
+    return mask
 
 
 def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation | None]:
@@ -165,6 +165,20 @@ def _pasts(view: GraphView, call: AttentionCall) -> list[str]:
 
 
 def _rope(
+    view: GraphView, query: Cursor, new_key: Cursor, sent: Sent | None, rotated: Rotation | None
+) -> tuple[RopeForm | None, tuple[str, ...]]:
+    """How query and new key are rotated, or why nobody knows, which is refused where it has to be known."""
+    rope, notes = _rotations(view, query, new_key if sent is None else sent.key, rotated)
+    if sent is not None and rope is not None:
+        if rotated is None and not view.facts.equal(rope.key_start, rope.query_start):
+            raise Refused("HF-CLOCK", "a query and a key of other frames", "one and the same frame for every row")
+        rope = replace(rope, key_factors=())  # they turn all rows that were sent
+    if rotated is not None and (rope is None or rope.key_start is None):
+        raise Refused("HF-ROPE", f"keys rotated after the cache ({notes[0]})", "a RoPE whose clock is in the graph")
+    return rope, notes
+
+
+def _rotations(
     view: GraphView, query: Cursor, new_key: Cursor, rotated: Rotation | None
 ) -> tuple[RopeForm | None, tuple[str, ...]]:
     q = first("rope", view, query)

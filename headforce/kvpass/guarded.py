@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
-from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,19 +18,21 @@ from torch import nn
 from ..errors import HeadforceError
 from .torch_private import run_as_it_is
 
+if TYPE_CHECKING:
+    from .session import Session
+
 
 class GuardedForward:
     """Stands in for `model.forward` until `close`.
 
     Args:
-        model: held weakly, as it holds this.
-        may_run: whether a call is one of the session's, or the session looks away.
+        model, session: held weakly, as the model holds this.
     """
 
-    def __init__(self, model: nn.Module, may_run: Callable[[], bool]) -> None:
+    def __init__(self, model: nn.Module, session: Session) -> None:
         self._model = weakref.ref(model)
         self._before = vars(model).get("forward")  # an attribute of the instance, where somebody put one
-        self._may_run = may_run
+        self._session = weakref.ref(session)
         self.__signature__ = inspect.signature(model.forward)
         self.__name__ = "forward"
         # An attribute of the instance hides the method of its class.
@@ -42,17 +43,30 @@ class GuardedForward:
         self._check()
         model: Any = self._model()
         original = MethodType(type(model).forward, model) if self._before is None else self._before
-        return original(*args, **kwargs)
+        try:
+            return original(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:  # such as Ctrl-C, of which torch tells no hook
+            self._interrupted()
+            raise
 
     @torch._dynamo.disable
     def _check(self) -> None:
-        if not self._may_run():
+        session = self._session()
+        if session is not None and not session.may_run():
             raise HeadforceError(
                 "HF-EAGER",
                 site=f"{type(self._model()).__qualname__}.forward",
                 found="a call of forward, past the call of the prepared model",
                 needed="a call of the model itself, model(...), and torch.compile(model) instead of its forward",
             )
+
+    @torch._dynamo.disable
+    def _interrupted(self) -> None:
+        session = self._session()
+        if session is not None:
+            session.interrupted()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The copy of a prepared model is not prepared: its `forward` is its own."""

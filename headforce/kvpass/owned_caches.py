@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -148,6 +148,17 @@ class OwnedCaches(Caches):
         self._switched_at = self.stream.end
         return owed
 
+    def saved(self) -> Callable[[], None]:
+        """A function that takes back the switches from here to its call, if no pass has begun since."""
+        assert self.stream is not None
+        take_back, switched_at = self.stream.saved(), self._switched_at
+
+        def taken_back() -> None:
+            take_back()
+            self._switched_at = switched_at
+
+        return taken_back
+
     def _decider(self) -> Decider:
         assert self.pool is not None
         assert self.rotation is not None
@@ -164,25 +175,37 @@ class OwnedCaches(Caches):
             self._begin_video(native)
         self.see_rotation(layer, rope)
         if self.stream is None:
-            policy, of_model = self.session.policy, {"layers": len(self.layers), "heads": site.heads}
-            of_model["tokens"] = facts.rows
-            if policy.classify is not None:
-                policy.classify.count(of_model["layers"] * of_model["heads"])
-                assert self.queries is not None
-                self.heads = HeadClasses(policy, self.queries, of_model, native)
-                policy = policy.undecided()
-            bound = policy.bind(**of_model, native=native)
-            check_selections(bound)
-            stream = Stream(bound, facts.batch)
-            self.pool = PagePool(stream, shape, canonical=self.session.canonical)
-            self.stream = stream
+            self._bind(site.heads, shape, native)
+        self._check_alike(layer, site, shape, native)
+        plan = self._advance(facts, site, anew)
+        if layer.checked is not plan:
+            self._check_native(layer, facts, native)
+        if self._checked is not plan:
+            # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
+            self._lay_out(plan, native)
+        self._checked = layer.checked = plan
+        layer.ran(facts, evicted)
+
+    def _bind(self, heads: int, shape: PageShape, native: Rule) -> None:
+        """The first site shows what the policy is for."""
+        policy = self.session.policy
+        of_model = {"layers": len(self.layers), "heads": heads, "tokens": shape.rows}
+        if policy.classify is not None:
+            policy.classify.count(of_model["layers"] * of_model["heads"])
+            assert self.queries is not None
+            self.heads = HeadClasses(policy, self.queries, of_model, native)
+            policy = policy.undecided()
+        bound = policy.bind(**of_model, native=native)
+        check_selections(bound)
+        stream = Stream(bound, shape.batch)
+        self.pool = PagePool(stream, shape, canonical=self.session.canonical)
+        self.stream = stream
+
+    def _advance(self, facts: PassFacts, site: Site, anew: bool) -> ChunkPlan:
+        """The plan of the running pass. Its first layer lets the stream go on; for the others it is a repeat."""
+        assert self.stream is not None
         assert self.pool is not None
         assert self.rotation is not None
-        self._check_alike(layer, site, native)
-        if shape != self.pool.shape:
-            raise HeadforceError(
-                "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
-            )
         if self.heads is not None:
             self.heads.before(facts, self.pool, self.rotation)
         self.stream.begin(facts.start, facts.frames, self._decider(), lead=facts.lead, again=anew)
@@ -193,20 +216,19 @@ class OwnedCaches(Caches):
         elif self.queries is not None:
             written = torch.arange(facts.written.start, facts.written.stop)
             self.queries.want(written, facts, site, mean=True)
-        if self.stream.plan is not self._checked:
-            # Not "if the pass is new": a pass that was refused here comes as a repeat when it is tried again.
-            self._check_native(layer, facts, native)
-            assert self.stream.plan is not None
-            self.check_remap(self.stream.plan, raw=any(rule.rule.stateful for rule in self.stream.policy.distinct))
-            make_parts(self.pool, self.rotation)
-            self.pool.update()
-            if self.session.verify.plans:
-                self._check_plan(native)
-            self._checked = self.stream.plan
-        elif layer.checked is not self.stream.plan:
-            self._check_native(layer, facts, native)
-        layer.checked = self.stream.plan
-        layer.ran(facts, evicted)
+        assert self.stream.plan is not None
+        return self.stream.plan
+
+    def _lay_out(self, plan: ChunkPlan, native: Rule) -> None:
+        """Makes the parts that the pass reads, and the pages and tables it runs with."""
+        assert self.stream is not None
+        assert self.pool is not None
+        assert self.rotation is not None
+        self.check_remap(plan, raw=any(rule.rule.stateful for rule in self.stream.policy.distinct))
+        make_parts(self.pool, self.rotation)
+        self.pool.update()
+        if self.session.verify.plans:
+            self._check_plan(native)
 
     @property
     def plan(self) -> ChunkPlan | None:
@@ -251,9 +273,10 @@ class OwnedCaches(Caches):
             folder = self.session.verify.folder
             raise write_plan(folder, error, self.session.policy, self.stream.plan, tables, **bound) from None
 
-    def _check_alike(self, layer: Layer, site: Site, native: Rule) -> None:
+    def _check_alike(self, layer: Layer, site: Site, shape: PageShape, native: Rule) -> None:
         """HF-SHAPE, or HF-NATIVE, for a layer that is not like the one for which the policy was bound."""
         assert self.stream is not None
+        assert self.pool is not None
         policy = self.stream.policy
         if site.heads != policy.heads:
             raise HeadforceError(
@@ -268,6 +291,10 @@ class OwnedCaches(Caches):
                 site=f"layer {layer.number}",
                 found=f"a model that reads {native}, and {policy.native} in another layer or earlier in this video",
                 needed="one rule for all layers of a video, or a policy without native()",
+            )
+        if shape != self.pool.shape:
+            raise HeadforceError(
+                "HF-SHAPE", found=f"pages of {shape}", needed=f"the shape this stream began with, {self.pool.shape}"
             )
 
     def _check_native(self, layer: Layer, facts: PassFacts, native: Rule) -> None:

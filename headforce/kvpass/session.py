@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -19,11 +17,14 @@ from ..errors import HeadforceError, nearest
 from ..lowering.verify import Verification
 from ..policy import Answer, Policy, Rule, parse_answer
 from ..presets import Labels, read_policy
+from . import running
 from .capture import Adapter, Change, LayerCache, find_model
 from .guarded import GuardedForward
-from .layers import OWNED, VIEW, Caches, Layer, layer_of
+from .layers import OWNED, VIEW, Caches, layer_of
 from .owned_caches import OwnedCaches
 from .report import Report
+from .running import Running
+from .streams import Streams, switch_all
 from .torch_private import compile_in_place, compiled_in_place, recompile_limit_of
 from .view_caches import ViewCaches
 from .view_plans import ViewPlans
@@ -37,7 +38,6 @@ GRAPHS = 32
 """Room for the graphs of a prepared model, where running the model as it is after a few, as Dynamo does, is an error:
 videos begin and go on with chunks of several sizes, and streams have batches of several. Dynamo's limit is 8."""
 
-_ACTIVE = threading.local()
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 
 
@@ -94,24 +94,12 @@ def session_of(model: nn.Module) -> Session | None:
     return _SESSIONS.get(getattr(model, "_orig_mod", model))
 
 
-def active_session() -> Session | None:
-    """The session whose model is running in this thread."""
-    stack = getattr(_ACTIVE, "stack", [])
-    return stack[-1][0] if stack else None
-
-
-def _runs_now(session: Session | None) -> bool:
-    """Whether the model of a session may run: it was called, or the session is over or looks away."""
-    return session is None or session._paused or active_session() is session
-
-
 class Session:
     """A prepared model. Made by `prepare`; `restore()` ends it.
 
     Attributes:
         model, policy, adapter, mode, canonical, verify: as given to `prepare`.
         report: every attention site of every graph that ran, and what became of it.
-        cache_sets: the streams, oldest first.
         misses: in view mode, how often a layer's attention ran without its policy, because the pass was not compiled.
     """
 
@@ -120,26 +108,24 @@ class Session:
     ) -> None:
         self._model = weakref.ref(model)
         self._name = type(model).__name__
-        self._over = False
         self.policy = policy
         self.adapter = adapter
         self.mode = mode
         self.canonical = canonical
         self.verify = verify
         self.report = Report()
-        self._graphs: weakref.WeakSet[SiteGraph] = weakref.WeakSet()
-        self.cache_sets: list[Caches] = []
         self.misses = 0
+        self._graphs: weakref.WeakSet[SiteGraph] = weakref.WeakSet()
+        self._streams = Streams(self._adopted)
         self._paused = False
-        self.refusal: HeadforceError | None = None
+        self._over = False
         self._installed = adapter.install(model)
         self._uncompiled: dict[nn.Module, tuple[Any]] = {}  # what was called before `compile`
         self._hooks = [
             model.register_forward_pre_hook(torch._dynamo.disable(self._before), with_kwargs=True),
             model.register_forward_hook(torch._dynamo.disable(self._after), with_kwargs=True, always_call=True),
         ]
-        held = weakref.ref(self)
-        self._guard = GuardedForward(model, lambda: _runs_now(held()))
+        self._guard = GuardedForward(model, self)
         _SESSIONS[model] = self
 
     # --- around every call of the model --------------------------------------------------------------------------
@@ -150,24 +136,11 @@ class Session:
         caches = self.adapter.caches(model, args, kwargs)
         if not caches:
             raise HeadforceError("HF-ADOPT", found="a call without a KV cache", needed="a call that passes one")
-        states = [layer_of(cache.tensors()[0]) for cache in caches]
-        if all(state is None or state.caches.session is None for state in states):
-            self._forget_unused()
-            current = self._adopted(caches, states)
-            self.cache_sets.append(current)
-        else:
-            current = self._known(states)
-            current.see_reset()
+        current = self._streams.of_call(caches)
         texts = self.adapter.text_caches(model, args, kwargs)
         current.change = self._change(model, args, kwargs, current, texts)
         current.text_caches = texts
-        self.refusal = None
-        stack = _ACTIVE.__dict__.setdefault("stack", [])
-        shims = contextlib.ExitStack()
-        shims.enter_context(recompile_limit_of(GRAPHS))
-        shims.enter_context(self.adapter.shims(model, args, kwargs))
-        # An error that is being handled while the model is called is not one of this call.
-        stack.append((self, current, [layer.launches for layer in current.layers], shims, sys.exc_info()[1]))
+        running.begin(self, current, recompile_limit_of(GRAPHS), self.adapter.shims(model, args, kwargs))
 
     def _change(
         self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], current: Caches, texts: Sequence[Any]
@@ -178,71 +151,57 @@ class Session:
         return change if current.chunk is not None and (same or change is Change.ANEW) else None
 
     def _after(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-        if model is not self._model() or not getattr(_ACTIVE, "stack", []) or _ACTIVE.stack[-1][0] is not self:
-            return  # another model, or the call failed before it began
-        _, current, before, shims, handled = _ACTIVE.stack.pop()
-        shims.close()
-        failed = sys.exc_info()[1] is not handled
-        odd = [
-            (layer, layer.launches - count)
-            for layer, count in zip(current.layers, before, strict=True)
-            if layer.launches - count != 1
-        ]
-        if failed or not odd:
+        call = running.end(self) if model is self._model() else None
+        if call is None or call.failed:
             return
-        if self.refusal is not None:
-            raise self.refusal
-        if isinstance(current, ViewCaches):
+        if call.odd:
+            self._odd(call)
+
+    def _odd(self, call: Running) -> None:
+        """A call is over in which a site did not run, or more than once: it was not compiled."""
+        if call.refusal is not None:
+            raise call.refusal
+        if isinstance(call.caches, ViewCaches):
             # The model has run as it is, with a cache that is all there.
             if not self.misses:
                 log.warning(
                     "headforce: %s ran a pass without its policy in %d layers, because that was not compiled. "
                     "session.misses counts them; this is said once.",
                     self._name,
-                    len(odd),
+                    len(call.odd),
                 )
-            self.misses += len(odd)
-            for layer, _ in odd:
-                current.lose_sight(layer)
+            self.misses += len(call.odd)
+            for layer, _ in call.odd:
+                call.caches.lose_sight(layer)
             return
-        places = ", ".join(f"layer {layer.number}: {count}" for layer, count in odd[:4])
+        places = ", ".join(f"layer {layer.number}: {times}" for layer, times in call.odd[:4])
         raise HeadforceError(
             "HF-EAGER",
             found=f"sites that did not run compiled exactly once in this pass ({places})",
             needed="every layer's attention compiled by headforce; the output of this pass is not valid",
         )
 
-    def _adopted(self, caches: Sequence[LayerCache], states: Sequence[Layer | None]) -> Caches:
+    def may_run(self) -> bool:
+        """Whether the model's `forward` is called by a call of the model, or the session looks away."""
+        return self._paused or running.active_session() is self
+
+    def interrupted(self) -> None:
+        """An error that no hook hears of ends the call: it is over."""
+        running.end(self)
+
+    def _adopted(self, caches: Sequence[LayerCache]) -> Caches:
+        """A stream of caches that belong to none."""
         if self.mode == OWNED:
             return OwnedCaches(self, caches)
-        for state in states:
-            if state is not None:  # adopted when the model was not prepared yet
-                state.caches.release()
+        for layer in (layer_of(cache.tensors()[0]) for cache in caches):
+            if layer is not None:  # adopted when the model was not prepared yet
+                layer.caches.release()
         return self._watched(caches)
 
     def _watched(self, caches: Sequence[LayerCache]) -> Caches:
         """Caches that the model keeps."""
         plans = ViewPlans.of(self.policy, len(caches), self.verify.plans)
         return ViewCaches(plans, [cache.tensors()[0] for cache in caches], self, caches)
-
-    def _known(self, states: Sequence[Layer | None]) -> Caches:
-        sets = {id(state.caches): state.caches for state in states if state is not None}
-        if len(sets) != 1 or None in states or [s.number for s in states if s is not None] != list(range(len(states))):
-            raise HeadforceError(
-                "HF-ADOPT", found="caches of several streams, or out of order", needed="one stream's, layer by layer"
-            )
-        current = next(iter(sets.values()))
-        if current not in self.cache_sets:
-            raise HeadforceError(
-                "HF-ADOPT", found="a cache that another prepared model owns", needed="a cache of this model"
-            )
-        return current
-
-    def _forget_unused(self) -> None:
-        for caches in self.cache_sets:
-            if not caches.in_use:
-                caches.release()
-        self.cache_sets = [caches for caches in self.cache_sets if caches.in_use]
 
     def uses(self, graph: SiteGraph) -> None:
         """A compiled graph runs for this model; the first time it enters the report."""
@@ -251,6 +210,11 @@ class Session:
             self.report.add("rewritten", graph.report.found, graph.report.refused, graph.report.excluded)
 
     # --- for the user ---------------------------------------------------------------------------------------------
+
+    @property
+    def cache_sets(self) -> list[Caches]:
+        """The streams, oldest first: the caches of each."""
+        return self._streams.all
 
     @property
     def model(self) -> nn.Module:
@@ -278,8 +242,7 @@ class Session:
 
         Saved, and given to the same policy, they make another video with the same heads.
         """
-        owned = [caches for caches in self.cache_sets if isinstance(caches, OwnedCaches)]
-        classified = [caches.heads.classes for caches in owned if caches.heads is not None]
+        classified = [caches.heads.classes for caches in self._streams.owned if caches.heads is not None]
         newest = classified[-1] if classified else None
         return None if newest is None else Labels(tuple(map(tuple, newest)))
 
@@ -357,25 +320,11 @@ class Session:
             raise HeadforceError(
                 "HF-OPTION", site="answer", found=type(given).__name__, needed='an answer, such as "flush(2)", or None'
             )
-        self._forget_unused()
-        running = [caches for caches in self._meant(kv_cache) if caches.running]
-        if not running:
-            raise HeadforceError("HF-CLOCK", found="a prompt switch before the first pass", needed="one between chunks")
-        again = _all_or_none(running, given)
-        for caches in running:
+        streams = self._streams.running(kv_cache)
+        again = switch_all(streams, given)
+        for caches in streams:
             self.adapter.forget_text(caches.text_caches)
         return max(again)
-
-    def _meant(self, kv_cache: Sequence[Any] | None) -> list[OwnedCaches]:
-        """The streams with these caches, all if none are given; HF-ADOPT if there is none."""
-        owned = [caches for caches in self.cache_sets if isinstance(caches, OwnedCaches)]
-        if kv_cache is None:
-            return owned
-        meant = {id(cache) for cache in kv_cache}
-        found = [caches for caches in owned if {id(cache.owner()) for cache in caches.caches} == meant]
-        if not found:
-            raise HeadforceError("HF-ADOPT", site="kv_cache", found="caches of no stream", needed="those of a call")
-        return found
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -398,17 +347,12 @@ class Session:
         self._installed.close()
         for module, before in self._uncompiled.items():
             compile_in_place(module, before)
-        for caches in self.cache_sets:
-            begun = isinstance(caches, OwnedCaches) and caches.running
-            caches.release()
-            emptied = [cache.forget() for cache in caches.caches] if begun else []
-            if not all(emptied):
-                log.warning(
-                    "headforce: restore() in the middle of a video: what the caches of %s held is gone, and nothing in "
-                    "them says so. Begin the video anew.",
-                    self._name,
-                )
-        self.cache_sets = []
+        if not self._streams.release():
+            log.warning(
+                "headforce: restore() in the middle of a video: what the caches of %s held is gone, and nothing in "
+                "them says so. Begin the video anew.",
+                self._name,
+            )
         model = self._model()
         if model is not None:
             _SESSIONS.pop(model, None)
@@ -418,43 +362,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.restore()
-
-
-def _undo_of(caches: OwnedCaches) -> Callable[[], None]:
-    """What takes back a switch that comes next."""
-    stream, switched_at = caches.stream, caches._switched_at
-    assert stream is not None
-    saved = stream.saved()
-
-    def undo() -> None:
-        saved()
-        caches._switched_at = switched_at
-
-    return undo
-
-
-def _all_or_none(streams: Sequence[OwnedCaches], answer: Answer | None) -> list[int]:
-    """Switches all streams; a refusal by one of them leaves the others as they were."""
-    undo: list[Callable[[], None]] = []
-    try:
-        again = []
-        for caches in streams:
-            taken_back = _undo_of(caches)
-            again.append(caches.switch(answer))
-            undo.append(taken_back)
-    except HeadforceError:
-        for taken_back in undo:
-            taken_back()
-        raise
-    return again
-
-
-@contextlib.contextmanager
-def recording_refusals(session: Session | None) -> Iterator[None]:
-    """A refusal inside is remembered by the session, which raises it even where the compiler swallows it."""
-    try:
-        yield
-    except HeadforceError as error:
-        if session is not None:
-            session.refusal = error
-        raise

@@ -122,7 +122,7 @@ class CacheForm:
         roll: eviction before the write, or None.
         rule: the model's own read rule, as far as this graph shows it.
         segments: the rows read, as parts in order (more than one only where parts of the past are joined).
-        write_nodes, roll_nodes, read_nodes: every node that touches the cache inputs, by purpose, K and V together.
+        write_nodes, roll_nodes: the nodes that write the cache inputs and roll them, K and V together.
         read_dtype: dtype in which attention reads the rows (a cast after the cache), equal to `dtype` if none.
         returned: nodes that hand the grown history back to the caller ("cat" only).
         keys_rotated: "before" if RoPE is applied before the cache, "after" if when reading, None if not recognised.
@@ -143,7 +143,6 @@ class CacheForm:
     segments: tuple[Rows, ...]
     write_nodes: tuple[Node, ...]
     roll_nodes: tuple[Node, ...]
-    read_nodes: tuple[Node, ...]
     read_dtype: torch.dtype
     returned: tuple[Node, ...] = ()
     keys_rotated: str | None = None
@@ -224,7 +223,6 @@ class Site:
     Attributes:
         name: path of the module, such as "blocks.0.self_attn", or "site0".
         where: file:line of the model's source.
-        role: "self" (attention over a history of its own).
         node: the attention node; a rewrite replaces its value.
         layout: what each dim of the attention node's result is. folded: None, or the first of two adjacent dims of
             `layout` that are one in the result.
@@ -245,7 +243,6 @@ class Site:
 
     name: str
     where: str
-    role: str
     node: Node
     layout: tuple[str, ...]
     query: Operand

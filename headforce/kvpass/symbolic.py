@@ -242,10 +242,6 @@ class Binder:
                         sizes.setdefault(expr, (position, dim))
         self.where = {**sizes, **self.where}
 
-    def binds(self, expr: sympy.Expr) -> bool:
-        """Whether every symbol of `expr` can be read from the arguments."""
-        return expr.free_symbols <= set(self.where)
-
     def compile(self, expressions: Sequence[sympy.Expr | int]) -> Callable[[Sequence[Any]], tuple[int, ...]]:
         """A function from the graph's arguments to the values of `expressions`, exact in Python ints.
 

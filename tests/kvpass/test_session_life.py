@@ -17,8 +17,11 @@ from headforce import HeadforceError
 from headforce.kvpass.capture import LayerCache
 from headforce.kvpass.capture.boxes import IndexBox
 from headforce.kvpass.capture.dict_cache import DictCache
+from headforce.kvpass.layers import Layer
 from headforce.kvpass.lower import MOST_SITES, _target_of
 from headforce.kvpass.options import read_options
+from headforce.kvpass.owned_caches import OwnedCaches
+from headforce.kvpass.running import active_session
 from headforce.kvpass.shell import is_shell, physical_bytes
 from headforce.policy import Policy
 
@@ -94,6 +97,27 @@ def test_dropped_caches_free_their_pools() -> None:
         gc.collect()
         assert session.pool_bytes == held
         assert pool() is None
+
+
+def test_a_pass_that_is_interrupted_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is no error that hooks hear of. The session does not go on with it, and the pass can run again."""
+    model = wan()
+    expected = videos(oracle_model(model, A), model.config, ([3] * 3,))
+    whole = OwnedCaches.enter
+
+    def interrupted(caches: OwnedCaches, layer: Layer, *about: object) -> None:
+        whole(caches, layer, *about)
+        if layer.number == 1:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    with headforce.prepare(model, policy=A):
+        rollout = rollout_of(model)
+        monkeypatch.setattr(OwnedCaches, "enter", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rollout.generate(text(model.config), [3] * 3, seed=0)
+        assert active_session() is None
+        assert relative(rollout.generate(text(model.config), [3] * 3, seed=0), expected[0]) < 1e-5
 
 
 def test_shells_take_almost_no_memory() -> None:

@@ -65,7 +65,6 @@ def cat_history(view: GraphView, call: AttentionCall) -> CacheMatch | None:
         segments=k.segments,
         write_nodes=(),
         roll_nodes=(),
-        read_nodes=(k.cat, v.cat),
         read_dtype=view.dtype(call.k.node),
         returned=(*k.returned, *v.returned),
     )

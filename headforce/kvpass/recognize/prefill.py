@@ -65,7 +65,6 @@ def prefill(view: GraphView, call: AttentionCall) -> CacheMatch | None:
         segments=(key.rows,),
         write_nodes=(key.node, value.node),
         roll_nodes=(),
-        read_nodes=(),
         read_dtype=view.dtype(call.k.node),
     )
     return CacheMatch(form, key.value, value.value)
