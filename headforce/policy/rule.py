@@ -74,8 +74,13 @@ class Rule(Composable):
         """The rule with a position map: `contiguous` for the whole rule, any other for a single operator."""
         if position_map == CONTIGUOUS:
             return replace(self._open(), contiguous=True)
-        single = isinstance(self.node, Term) and self.node.map == KEEP and not self.contiguous
-        if not isinstance(position_map, PositionMap) or not single:
+        if not isinstance(position_map, PositionMap):
+            raise HeadforceError(
+                "HF-RULE-FORM",
+                found=f"{position_map!r} for a position map",
+                needed="one such as Collapse(21), or the whole rule in words: parse_rule('sink(1)@collapse(21)')",
+            )
+        if not (isinstance(self.node, Term) and self.node.map == KEEP and not self.contiguous):
             raise HeadforceError(
                 "HF-RULE-FORM",
                 found=f"@{position_map} on {self}",

@@ -21,22 +21,18 @@ the inverse rotation, tables that differ between the lanes, a whole table of unk
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import sympy
 from torch.fx import Node
 
-from ..axes import ONE, Atom, single
+from ..axes import ONE, single
 from ..graph_view import GraphView
 from ..normal_form import Cursor, settle, walk
 from ..ops import argument, op_name, sequence_argument, tensor_argument
+from ..rope_clock import rotation_of
 from ..rope_factors import factors_of
 from ..rope_lanes import behind_writes, lane_of, split_lanes, terms_of
 from ..rope_table import Leaf, broadcast, leaves
-from ..selection import select
-from ..site import PlaceTable
-from ..symbolic import quotient
 from .base import Rotation, recognizer
 
 
@@ -79,7 +75,7 @@ def _complex(view: GraphView, cursor: Cursor) -> Rotation | None:
             continue
         raw = Cursor(tensor_argument(pairs.node), (*pairs.axes, (lane,)))
         parts = leaves(view, Cursor(table, broadcast(product.axes, view.shape(table))))
-        found = _rotation(view, "complex", raw, parts, parts, view.tensor(pairs.node).real.dtype)
+        found = rotation_of(view, "complex", raw, parts, parts, view.tensor(pairs.node).real.dtype)
         if found is not None:
             return replace(found, factors=factors_of(view, product.axes, table))
     return None
@@ -123,7 +119,7 @@ def _second(
                 continue
             if (_table(view, cursor, cos), _table(view, cursor, sin)) != tables:
                 continue
-            return _rotation(view, kind, raw, *tables, view.dtype(cursor.node))
+            return rotation_of(view, kind, raw, *tables, view.dtype(cursor.node))
     return None
 
 
@@ -142,7 +138,7 @@ def _whole_vector(view: GraphView, cursor: Cursor) -> Rotation | None:
                 if rotated is None or rotated[1].node is not raw.node:
                     continue
                 tables = [_paired(rotated[0], _table(view, cursor, t), raw, view) for t in (cos, sin)]
-                found = _rotation(view, rotated[0], raw, *tables, view.dtype(cursor.node))
+                found = rotation_of(view, rotated[0], raw, *tables, view.dtype(cursor.node))
                 return found and replace(found, factors=factors_of(view, cursor.axes, cos, sin))
     return None
 
@@ -209,106 +205,3 @@ def _paired(kind: str, parts: tuple[Leaf, ...] | None, raw: Cursor, view: GraphV
     if any(leaf.lanes != 1 or leaf.first + leaf.count > size / 2 for leaf in low) or low != high:
         return None
     return tuple(low)
-
-
-def _rotation(view: GraphView, kind: str, raw: Cursor, cos: object, sin: object, dtype: object) -> Rotation | None:
-    """Put the parts together; the clock is read from the part of the table that the slowest piece of the rows
-    selects."""
-    raw = _whole_batch(view, settle(raw, view))
-    if cos is None or sin is None or not _plain(raw):
-        return None
-    if [leaf.key() for leaf in cos] != [leaf.key() for leaf in sin]:
-        return None
-    stride = 1 if kind == "split_half" else 2
-    if any(leaf.lanes != stride for leaf in cos):
-        return None
-    dims = [view.shape(raw.node)[i] for i, d in enumerate(raw.axes) if d and d[0].label == "dim"]
-    if len(dims) != 1 or not dims[0].is_Integer:
-        return None
-    pairs = int(dims[0]) // 2
-    rotation = Rotation(kind, raw, None, None, None, None, pairs, None, None, _tables(cos, sin), dtype)
-    total = view.shape(raw.node)[raw.axes.index(next(d for d in raw.axes if d and d[0].label == "seq"))]
-    time = _time(view, cos, total)
-    if time is None:
-        return rotation
-    first = int(time.first) // stride
-    others = [leaf.row for leaf in cos if leaf.row is not None and leaf is not time]
-    width = next((row.size for row in others if row.stride == 1), None)
-    height = next((row.size for row in others if row.stride == width), None)
-    whole = len(others) == 2 and None not in (height, width)
-    return replace(
-        rotation,
-        start=time.start,
-        frames=sympy.S.One if time.row is None else time.row.size,
-        tokens_per_frame=total if time.row is None else time.row.stride,
-        grid=(height, width) if whole else None,
-        places=_places(cos, sin, time, stride) if whole else (),
-        temporal=(first, first + int(time.count)),
-        temporal_columns=(int(time.column[0]), int(time.column[0] + time.column[1])),
-        tables=_tables([time], [s for s in sin if s.key() == time.key()]),
-    )
-
-
-def _places(cos: Sequence[Leaf], sin: Sequence[Leaf], time: Leaf, stride: int) -> tuple[PlaceTable, ...]:
-    """The parts that turn with the place in the frame; none where their rows do not begin with the table."""
-    found = []
-    for leaf, other in zip(cos, sin, strict=True):
-        if leaf is time:
-            continue
-        if leaf.row is None or leaf.start != 0:
-            return ()
-        first, column = int(leaf.first) // stride, int(leaf.column[0])
-        found.append(
-            PlaceTable(
-                "width" if leaf.row.stride == 1 else "height",
-                (first, first + int(leaf.count)),
-                (column, column + int(leaf.column[1])),
-                _tables([leaf], [other]),
-            )
-        )
-    return tuple(found)
-
-
-def _time(view: GraphView, parts: Sequence[Leaf], total: sympy.Expr) -> Leaf | None:
-    """The part of the table that turns with the frame; None if the graph does not show it.
-
-    It is the part whose row changes most slowly. Where some part has one row for all positions, the chunk has a single
-    frame and that part is its time - or the frame has a single row of tokens. The time is then the one whose row moves
-    from call to call, or comes first; a wrong guess at frame 0 contradicts the cache writes of the next chunk.
-    """
-    rows = [leaf for leaf in parts if leaf.row is not None]
-    slowest = [leaf for leaf in rows if all(_slower(leaf.row, other.row) for other in rows)]
-    covered = [leaf for leaf in slowest if view.facts.equal(sympy.expand(leaf.row.size * leaf.row.stride), total)]
-    constant = [leaf for leaf in parts if leaf.row is None]
-    if not constant:
-        return covered[0] if len(slowest) == len(covered) == 1 and covered[0].start is not None else None
-    if len(constant) > 1 or constant[0].start is None or (rows and not covered):
-        return None
-    alone = constant[0]
-    if alone.start.free_symbols or alone is min(parts, key=lambda leaf: leaf.first):
-        return alone
-    return None
-
-
-def _slower(a: Atom, b: Atom) -> bool:
-    """Whether one step of `a` passes over all of `b`."""
-    return a == b or quotient(a.stride, sympy.expand(b.stride * b.size)) is not None
-
-
-def _whole_batch(view: GraphView, raw: Cursor) -> Cursor:
-    """The tensor out of which a single batch row was taken, if `raw` is one."""
-    if raw.layout is not None:
-        return raw
-    *_, last = walk(raw, view)
-    whole = select(last, view)
-    return whole if whole is not None and len(whole.axes) == 4 and whole.lossless(view) else raw
-
-
-def _plain(raw: Cursor) -> bool:
-    """Four whole axes; a batch row taken out of its batch counts (the caller puts the rows together)."""
-    loose = tuple((Atom("batch", d[0].size),) if len(d) == 1 and d[0].label.startswith("=") else d for d in raw.axes)
-    return replace(raw, axes=loose).layout is not None
-
-
-def _tables(cos: object, sin: object) -> tuple[Node, ...]:
-    return tuple(dict.fromkeys(leaf.root for leaf in (*cos, *sin)))
