@@ -51,7 +51,7 @@ def kernels(monkeypatch):
 def test_compiled_equals_eager_masked_to_the_oracle(mode, policy, rotation, inner, kernels):
     """A policy that moves no frame runs on a kernel without rotation; RoPE and page write are one launch in pages."""
     torch._dynamo.reset()
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
     with headforce.prepare(model, policy=policy, mode=mode, verify="plan") as session:
         session.compile(blocks="blocks", inner=inner, target="triton")

@@ -32,8 +32,9 @@ def clean_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def wan(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> CausalWan:
-    """A tiny causal Wan whose attention is peaked, so that a missing frame shows."""
-    model = CausalWan(replace(TINY, **changes)).eval()
+    """A tiny causal Wan whose attention is peaked, so that a missing frame shows. It has one layer, as tracing takes
+    long; tests that tell layers apart ask for two."""
+    model = CausalWan(replace(TINY, **{"num_layers": 1, **changes})).eval()
     init_random(model, seed, peaked=True)
     return model.to(dtype)
 

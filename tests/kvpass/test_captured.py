@@ -52,7 +52,7 @@ def addresses(session) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("policy", [NEAR, SHRINKING], ids=["steady", "shrinking"])
 def test_replays_equal_passes_that_run(policy):
-    model, where = wan(sink_size=1), []
+    model, where = wan(sink_size=1, num_layers=2), []
     expected = Videos(oracle_model(model, policy))()
     with rerunning(), headforce.prepare(model, policy) as session:
         session.compile(inner="eager", cudagraphs=True)
@@ -74,7 +74,7 @@ def test_replays_equal_passes_that_run(policy):
 
 
 def test_weights_that_move_are_captured_again():
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     with rerunning(), headforce.prepare(model, NEAR) as session:
         session.compile(inner="eager", cudagraphs=True)
         video, weight = Videos(model), model.blocks[0].self_attn.o.weight
@@ -223,7 +223,7 @@ def test_a_steady_pass_asks_the_device_nothing(monkeypatch):
     """Everything but the kernels themselves: the interpreter, which would run them here, asks on its own account."""
     from headforce.lowering import attention, rotate_and_write
 
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     launched = []
     for module in (attention, rotate_and_write):
         monkeypatch.setattr(module, "launch", lambda kernel, *_: launched.append(kernel))

@@ -35,10 +35,10 @@ def failures(tmp_path, monkeypatch):
     return tmp_path / "failures"
 
 
-def video(verify, target="sdpa", mode="owned", policy=POLICY, inner="eager", chunks=(3, 3, 3), **more):
-    model = wan(sink_size=1)
+def video(verify, target="sdpa", mode="owned", policy=POLICY, inner="eager", chunks=(3, 3, 3), blocks=None, **more):
+    model = wan(sink_size=1, num_layers=2)
     with headforce.prepare(model, policy=policy, mode=mode, verify=verify, **more) as session:
-        session.compile(inner=inner, target=target)
+        session.compile(inner=inner, target=target, blocks=blocks)
         made = Rollout(model, model.config, timesteps=(1000.0,)).generate(text(model.config), list(chunks), seed=0)
         return made, session.launches
 
@@ -77,7 +77,7 @@ def test_a_faulty_target_is_named(mode, failures):
 
 def test_under_inductor_too(failures):
     with pytest.raises(HeadforceError, match="HF-VERIFY-SITE"):
-        video("site", "faulty_wrong_scale", inner="inductor", chunks=(3,))
+        video("site", "faulty_wrong_scale", inner="inductor", chunks=(3,), blocks="blocks")
 
 
 def test_every_nth_launch_is_looked_at():
@@ -89,7 +89,7 @@ def test_every_nth_launch_is_looked_at():
 
 def test_passes_that_nobody_looked_at_are_no_fault():
     """Every other pass is checked: what the passes between them wrote is not taken for a fault."""
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     policy = Policy.loads('{headforce: 1, classes: {near: "sink(1) | window(3)"}, default: near}')
     with headforce.prepare(model, policy=policy, verify="full") as session:
         session.compile(inner="eager")

@@ -86,7 +86,7 @@ def test_what_a_policy_would_keep() -> None:
 
 
 def test_bytes_are_those_that_a_session_then_holds() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     policy = Policy.load(TINY_POLICY)
     call = first_chunk()
     outlook = headforce.explain(model, *call[1], policy=policy, **call[2]).outlook
@@ -97,7 +97,7 @@ def test_bytes_are_those_that_a_session_then_holds() -> None:
 
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_a_prepared_model_is_explained_with_its_policy(mode: str) -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
     with headforce.prepare(model, policy=policy, mode=mode) as session:
         _, args, kwargs = first_chunk()
@@ -110,7 +110,7 @@ def test_a_prepared_model_is_explained_with_its_policy(mode: str) -> None:
 
 
 def test_shells_are_not_copied_at_their_full_size() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
     with headforce.prepare(model, policy=policy):
         rollout = Rollout(torch.compile(model, backend="headforce", options=EAGER), model.config, (1000.0,))

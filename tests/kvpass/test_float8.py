@@ -43,7 +43,7 @@ def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_float8_linears_around_a_rewritten_site() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     for block in model.blocks:
         for owner in (block.self_attn, block.cross_attn):
             for name in ("q", "k", "v", "o"):

@@ -20,7 +20,7 @@ CODE = """
     from tests.kvpass.conftest import text, wan
     from examples.causal_wan import Rollout
 
-    model = wan(num_layers=1)
+    model = wan()
     policy = Policy.loads("headforce: 0\\nclasses: {a: window(1), b: sink(1)}\\ndefault: a\\nheads: {0: {b: [1]}}")
     with headforce.prepare(model, policy=policy) as session:
         session.compile(blocks="blocks")

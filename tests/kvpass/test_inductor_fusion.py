@@ -40,7 +40,7 @@ def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def code_of(compile_block: Callable[[Any], Any]) -> tuple[str, Any]:
     """The code for the block of a model of one layer, in a pass that finds the text in its cache; and what
     `compile_block` returned."""
-    model = wan(num_layers=1, local_attn_size=21)
+    model = wan(local_attn_size=21)
     rollout, context = Rollout(model), text(model.config)
     rollout._prepare_caches(context)
     size = (model.config.channels, 3, model.config.latent_height, model.config.latent_width)

@@ -55,7 +55,7 @@ def test_recompile_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_prepared_model_may_have_more_graphs_than_others() -> None:
     """As chunks of another size have graphs of their own."""
-    model = wan(num_layers=1)
+    model = wan()
     with headforce.prepare(model, policy=A) as session, torch._dynamo.config.patch(recompile_limit=1):
         videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([1, 3],))
         assert session.report.graphs > 1
@@ -104,7 +104,7 @@ def test_forward_is_not_the_model(mode: str) -> None:
 
 @pytest.mark.parametrize("blocks", [None, "blocks"])
 def test_that_forward_is_watched_costs_no_graphs(blocks: str | None) -> None:
-    model = wan(num_layers=1)
+    model = wan()
     with headforce.prepare(model, policy=A) as session:
         session.compile(blocks=blocks, inner="eager")
         videos(model, model.config, ([3],))
@@ -113,7 +113,7 @@ def test_that_forward_is_watched_costs_no_graphs(blocks: str | None) -> None:
 
 
 def test_a_copy_of_a_prepared_model_is_its_own() -> None:
-    model, other = wan(0, num_layers=1), wan(1, num_layers=1)
+    model, other = wan(0), wan(1)
     expected = videos(other, model.config, ([3],))[0]
     with headforce.prepare(model, policy=A) as session:
         twin = copy.deepcopy(model)
@@ -189,7 +189,7 @@ def test_disabled_dynamo() -> None:
         from tests.kvpass.conftest import videos, wan
 
         for mode in ("owned", "view"):
-            model = wan()
+            model = wan(num_layers=2)
             session = headforce.prepare(model, policy=Policy({}), mode=mode)
             try:
                 videos(torch.compile(model, backend="headforce"), model.config, ([3],))
@@ -211,7 +211,7 @@ def test_disabled_dynamo() -> None:
 
 
 def test_misses_of_the_original_module_and_of_force_eager() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     eager = videos(model, model.config, ([3] * 3,))
     with headforce.prepare(model, policy=A, mode="view") as session:
         assert torch.equal(videos(model, model.config, ([3] * 3,))[0], eager[0])
@@ -226,7 +226,7 @@ def test_misses_of_the_original_module_and_of_force_eager() -> None:
 
 
 def test_misses_beyond_the_recompile_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wan()
+    model = wan(num_layers=2)
     monkeypatch.setattr(session_file, "GRAPHS", 1)
     with (
         headforce.prepare(model, policy=A, mode="view") as session,
@@ -242,7 +242,7 @@ def test_misses_when_the_inner_compiler_fails_and_errors_are_suppressed() -> Non
         raise RuntimeError("broken on purpose")
 
     torch._dynamo.register_backend(broken, name="headforce_test_broken_view")
-    model = wan()
+    model = wan(num_layers=2)
     eager = videos(model, model.config, ([3],))
     with (
         headforce.prepare(model, policy=A, mode="view") as session,
@@ -259,7 +259,7 @@ def test_misses_when_the_inner_compiler_fails_and_errors_are_suppressed() -> Non
 
 def test_passes_that_went_by_unseen_do_not_confuse_the_clock() -> None:
     """The cache rolls in an eager pass; the next compiled pass reads the right rows all the same."""
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1) | window(2)'}\ndefault: a")
     eager = videos(model, model.config, ([3] * 7,))  # the rule is what the model itself reads
     with headforce.prepare(model, policy=policy, mode="view", verify="plan") as session:

@@ -30,7 +30,7 @@ def compiled_pieces() -> int:
 
 
 def test_caches_that_are_views_of_one_tensor() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     expected = videos(oracle_model(model, BY_LAYER), model.config, LENGTHS)
     with headforce.prepare(model, policy=BY_LAYER):
         rollout = Rollout(torch.compile(model, backend="headforce", options=EAGER), model.config, (1000.0, 625.0))
@@ -44,7 +44,7 @@ def test_caches_that_are_views_of_one_tensor() -> None:
 
 def test_one_graph_per_variant_for_all_policies_models_and_threads() -> None:
     """Three policies, two models, two threads: as many graphs as one policy, one model and one thread."""
-    models = [wan(seed) for seed in (0, 1)]
+    models = [wan(seed, num_layers=2) for seed in (0, 1)]
     policies = [BY_LAYER, *OTHERS]
     # Dynamo's guards are not safe against two threads that check them at the same moment (it then reports "runtime
     # guards failed even though they passed" and compiles again), so the threads take turns, pass by pass.
@@ -98,7 +98,7 @@ def test_no_new_graph_after_the_first_eviction() -> None:
 
 
 def test_inference_mode() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     expected = videos(oracle_model(model, OTHERS[0]), model.config, LENGTHS)
     with headforce.prepare(model, policy=OTHERS[0]), torch.inference_mode():
         result = videos(torch.compile(model, backend="headforce", options=EAGER), model.config, LENGTHS)
@@ -106,7 +106,7 @@ def test_inference_mode() -> None:
 
 
 def test_dynamic_shapes_and_dynamo_reset() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     expected = videos(oracle_model(model, OTHERS[0]), model.config, ([3] * 3, [3]))
     with headforce.prepare(model, policy=OTHERS[0]):
         compiled = torch.compile(model, backend="headforce", options=EAGER, dynamic=True)
@@ -119,7 +119,7 @@ def test_dynamic_shapes_and_dynamo_reset() -> None:
 
 
 def test_autocast_equals_autocast_eager() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     with torch.autocast("cpu", torch.bfloat16):
         eager = videos(model, model.config, LENGTHS, dtype=torch.bfloat16)
         with headforce.prepare(model, policy=Policy({}), canonical_order=True):
@@ -129,7 +129,7 @@ def test_autocast_equals_autocast_eager() -> None:
 
 
 def test_a_deep_copy_is_a_model_of_its_own() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     eager = videos(model, model.config, LENGTHS)
     with headforce.prepare(model, policy=BY_LAYER):
         compiled = torch.compile(model, backend="headforce", options=EAGER)
@@ -142,7 +142,7 @@ def test_a_deep_copy_is_a_model_of_its_own() -> None:
 
 
 def test_weights_loaded_later_count() -> None:
-    model, other = wan(0), wan(1)
+    model, other = wan(0, num_layers=2), wan(1, num_layers=2)
     expected = videos(oracle_model(other, BY_LAYER), model.config, LENGTHS)
     with headforce.prepare(model, policy=BY_LAYER):
         compiled = torch.compile(model, backend="headforce", options=EAGER)

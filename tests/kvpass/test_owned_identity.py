@@ -20,7 +20,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("sink", "batch"), [(0, 1), (1, 2)])
 def test_bitwise_in_canonical_order(sink: int, batch: int) -> None:
-    model = wan(sink_size=sink)
+    model = wan(sink_size=sink, num_layers=2)
     eager = videos(model, model.config, FILL_EVICT_RESTART, batch)
     with headforce.prepare(model, policy=NATIVE, canonical_order=True, verify="plan") as session:
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"}, fullgraph=True)
@@ -32,7 +32,7 @@ def test_bitwise_in_canonical_order(sink: int, batch: int) -> None:
 
 
 def test_native_without_canonical_order_is_within_rounding() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     eager = videos(model, model.config, FILL_EVICT_RESTART)
     with headforce.prepare(model, policy=NATIVE):
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
@@ -41,7 +41,7 @@ def test_native_without_canonical_order_is_within_rounding() -> None:
 
 
 def test_bfloat16_is_bitwise_in_canonical_order() -> None:
-    model = wan(dtype=torch.bfloat16, num_layers=1)
+    model = wan(dtype=torch.bfloat16)
     eager = videos(model, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
     with headforce.prepare(model, policy=NATIVE, canonical_order=True):
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
@@ -53,7 +53,7 @@ def test_bfloat16_is_bitwise_in_canonical_order() -> None:
 
 @pytest.mark.slow
 def test_inductor_is_within_rounding() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     eager = videos(model, model.config, FILL_EVICT_RESTART)
     with headforce.prepare(model, policy=NATIVE) as session:
         compiled = torch.compile(model, backend="headforce", fullgraph=True)
@@ -63,7 +63,7 @@ def test_inductor_is_within_rounding() -> None:
 
 
 def test_irregular_chunks() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     lengths = ([1, 3, 3, 2], [2, 2])
     eager = videos(model, model.config, lengths)
     with headforce.prepare(model, policy=NATIVE, canonical_order=True, verify="plan"):
@@ -73,7 +73,7 @@ def test_irregular_chunks() -> None:
 
 
 def test_the_model_without_a_policy_runs_unchanged(caplog: pytest.LogCaptureFixture) -> None:
-    model = wan(num_layers=1)
+    model = wan()
     eager = videos(model, model.config, ([3] * 3,))
     compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
     assert torch.equal(videos(compiled, model.config, ([3] * 3,))[0], eager[0])

@@ -56,7 +56,7 @@ POLICIES = {
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_compiled_equals_eager_masked_to_the_oracle(batch: int) -> None:
-    model = wan()
+    model = wan(num_layers=2)
     compiled = torch.compile(model, backend="headforce", options={"inner": "eager"}, fullgraph=True)
     for name, written in POLICIES.items():
         policy = Policy.loads(written)
@@ -92,7 +92,7 @@ def test_swapped_layers_would_show() -> None:
 
 def test_pool_bytes_are_capacity_and_current_chunk_exactly() -> None:
     policy = Policy.loads(POLICIES["layers and heads differ"])
-    model = wan()
+    model = wan(num_layers=2)
     with headforce.prepare(model, policy=policy) as session:
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
         videos(compiled, model.config, LENGTHS)
@@ -112,7 +112,7 @@ def test_episodic_memory_in_a_compiled_model() -> None:
         default: last
         heads: {0: {memory: [1]}, 1: {memory: [0, 3]}}
         """)
-    model = wan()
+    model = wan(num_layers=2)
     with headforce.prepare(model, policy=policy, verify="plan") as session:
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
         first = videos(compiled, model.config, ([3] * 6, [3] * 6))
@@ -132,7 +132,7 @@ def test_episodic_memory_of_a_batch_is_that_of_its_videos() -> None:
         default: last
         heads: {0: {memory: [1]}, 1: {memory: [0, 3]}}
         """)
-    model = wan()
+    model = wan(num_layers=2)
     config = model.config
 
     def run(rows: slice) -> tuple[torch.Tensor, list[dict[object, object]]]:
@@ -180,7 +180,7 @@ def test_a_remap_without_known_rates_is_refused(monkeypatch: pytest.MonkeyPatch)
     from headforce.kvpass import site_reader
 
     monkeypatch.setattr(site_reader, "temporal_rates", lambda *_: torch.zeros(0, dtype=torch.float64))
-    model = wan()
+    model = wan(num_layers=2)
     policy = Policy.loads(POLICIES["collapsed and clamped"])
     with headforce.prepare(model, policy=policy), pytest.raises(headforce.HeadforceError, match="HF-ROPE"):
         videos(torch.compile(model, backend="headforce", options={"inner": "eager"}), model.config, ([3] * 3,))

@@ -180,7 +180,7 @@ heads: {0: {ends: [0], none: [2]}, 1: {ends: [1]}}
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_a_policy_is_about_the_frames_that_were_filled_in(mode):
     """And a frame that one head misses shows."""
-    policy, model = Policy.loads(POLICY), wan()
+    policy, model = Policy.loads(POLICY), wan(num_layers=2)
     twins = [oracle_model(model, policy, change) for change in (None, lambda head, read: {} if head == 1 else read)]
     wanted, falsified = (served(with_attention(twin, FillingOracle), model.config, blocks=2) for twin in twins)
     with_attention(model, Filling)

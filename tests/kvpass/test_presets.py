@@ -66,7 +66,7 @@ def test_equals_eager_that_gathers_what_the_oracle_names(schedule):
 
     All in one test: they run the same compiled graphs.
     """
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     for name, policy in POLICIES.items():
         parts, held = set(), set()
         for session, one, other in both(copy.deepcopy(model), policy, schedule):
@@ -82,7 +82,7 @@ def test_equals_eager_that_gathers_what_the_oracle_names(schedule):
 
 def test_a_missing_segment_shows():
     """The comparison would see it: a head that lacks one segment is far off."""
-    policy, model = PRESETS["forcing_kv"], wan(sink_size=1)
+    policy, model = PRESETS["forcing_kv"], wan(sink_size=1, num_layers=2)
     errors = []
     for session, one, other in both(model, policy, [3] * 5, verify="off"):
         errors.append(relative(one.x0, other.x0))

@@ -64,7 +64,7 @@ def rollouts(model, policy, prompts, *answers):
 
 def test_three_prompts_equal_the_oracle_under_every_preset():
     """In one test: all of them run the same compiled graphs."""
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     prompts = [(text(model.config, seed=i), chunks) for i, chunks in enumerate(CHUNKS)]
     for name, policy in PRESETS.items():
         for one, other, _ in rollouts(copy.deepcopy(model), policy, prompts, *ANSWERS[name]):
@@ -132,7 +132,7 @@ def two_videos(session, model):
 
 def test_a_refused_switch_leaves_every_stream_as_it_was():
     """A cut that the longer video does not allow is not made in the shorter one, whichever comes first."""
-    model = wan(num_layers=1)
+    model = wan()
     near = Policy.loads("headforce: 1\nclasses: {a: sink(1) | window(1)}\ndefault: a\nposition_range: 20")
     with headforce.prepare(model, policy=near) as session:
         held = two_videos(session, model)
@@ -146,7 +146,7 @@ def test_a_refused_switch_leaves_every_stream_as_it_was():
 
 
 def test_one_stream_alone_is_switched():
-    model = wan(num_layers=1)
+    model = wan()
     with headforce.prepare(model, policy=Policy({})) as session:
         long, short = two_videos(session, model)
         assert session.switch("recache(12)", kv_cache=short.kv_cache) == 3
@@ -159,7 +159,7 @@ def test_one_stream_alone_is_switched():
 
 def test_an_answer_is_an_answer():
     with (
-        headforce.prepare(wan(num_layers=1), policy=Policy({})) as session,
+        headforce.prepare(wan(), policy=Policy({})) as session,
         pytest.raises(HeadforceError, match=r"HF-OPTION.*flush"),
     ):
         session.switch(3)

@@ -101,7 +101,7 @@ def test_dropped_caches_free_their_pools() -> None:
 
 def test_a_pass_that_is_interrupted_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is no error that hooks hear of. The session does not go on with it, and the pass can run again."""
-    model = wan()
+    model = wan(num_layers=2)
     expected = videos(oracle_model(model, A), model.config, ([3] * 3,))
     whole = OwnedCaches.enter
 
@@ -183,7 +183,7 @@ def test_the_backend_is_known_where_nothing_is_installed(monkeypatch):
     for known in (registry._BACKENDS, registry._COMPILER_FNS):
         monkeypatch.delitem(known, "headforce", raising=False)
     assert "headforce" not in torch._dynamo.list_backends(exclude_tags=())
-    model = wan()
+    model = wan(num_layers=2)
     with headforce.prepare(model, A) as session:
         videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3],))
         assert session.launches == [3, 3]
@@ -193,7 +193,7 @@ def test_the_backend_is_known_where_nothing_is_installed(monkeypatch):
 
 
 def test_a_session_that_was_restored_is_over() -> None:
-    session = headforce.prepare(wan(num_layers=1), policy=A)
+    session = headforce.prepare(wan(), policy=A)
     session.restore()
     for use in (session.compile, session.switch):
         with pytest.raises(HeadforceError, match="HF-PREPARED"):
@@ -201,7 +201,7 @@ def test_a_session_that_was_restored_is_over() -> None:
 
 
 def test_a_session_outlives_its_model() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     session = headforce.prepare(model, policy=A)
     gone = weakref.ref(model)
     del model
@@ -215,7 +215,7 @@ def test_a_session_outlives_its_model() -> None:
 
 def test_restore_in_the_middle_of_a_video_empties_its_caches() -> None:
     """Else their indices would say that there is something in them."""
-    model = wan(num_layers=1)
+    model = wan()
     session = headforce.prepare(model, policy=A)
     session.compile(inner="eager")
     rollout = Rollout(model, model.config, (1000.0,))

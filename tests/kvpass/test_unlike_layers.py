@@ -63,7 +63,7 @@ def table(theta, monkeypatch):
 
 @pytest.mark.parametrize(("name", "values"), [("sink_size", (1, 0)), ("window", (6, 4))])
 def test_a_layer_that_reads_otherwise_is_refused(name, values):
-    model = wan()
+    model = wan(num_layers=2)
     for block, value in zip(model.blocks, values, strict=True):
         setattr(block.self_attn, name, value)
     with prepared(model), pytest.raises(HeadforceError, match=r"HF-NATIVE.*layer 1"):
@@ -71,7 +71,7 @@ def test_a_layer_that_reads_otherwise_is_refused(name, values):
 
 
 def test_a_layer_with_other_heads_is_refused(monkeypatch):
-    model = wan()
+    model = wan(num_layers=2)
     own, dim = model.blocks[1].self_attn, model.config.dim
     width = dim // 2
     own.num_heads //= 2
@@ -91,7 +91,7 @@ def test_a_layer_with_other_heads_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_a_layer_that_turns_otherwise_is_refused_where_that_matters(mode, monkeypatch):
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     own = model.blocks[1].self_attn
     own.register_buffer("table", table(50.0, monkeypatch), persistent=False)
     forward = type(own).forward
@@ -151,7 +151,7 @@ def test_frames_of_another_form_between_videos():
 
 def test_caches_that_nobody_uses_are_not_filled_again(monkeypatch):
     """Whole caches may not fit beside those of the next video."""
-    model, given = wan(), []
+    model, given = wan(num_layers=2), []
     give_back = DictCache.give_back
     monkeypatch.setattr(DictCache, "give_back", lambda self, *pair: given.extend(pair) or give_back(self, *pair))
     with prepared(model, KEPT) as session:

@@ -53,7 +53,7 @@ def bare(policy: Policy, **options: object) -> dict[str, object]:
 
 
 def test_native_is_bitwise() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     eager, ours = (Rollout(model, model.config, (1000.0, 625.0)) for _ in range(2))
     ours.model = torch.compile(model, backend="headforce", options=bare(NATIVE, verify="plan"), fullgraph=True)
     for seed, chunks in enumerate(FILL_EVICT_RESTART):
@@ -66,7 +66,7 @@ def test_native_is_bitwise() -> None:
 
 
 def test_bfloat16_is_bitwise() -> None:
-    model = wan(dtype=torch.bfloat16, num_layers=1)
+    model = wan(dtype=torch.bfloat16)
     eager = videos(model, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
     compiled = torch.compile(model, backend="headforce", options=bare(NATIVE))
     result = videos(compiled, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
@@ -75,7 +75,7 @@ def test_bfloat16_is_bitwise() -> None:
 
 def test_compiled_equals_eager_masked_to_the_oracle() -> None:
     policy = Policy.loads(BY_LAYER)
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     expected = videos(oracle_model(model, policy), model.config, LENGTHS, batch=2)
     compiled = torch.compile(model, backend="headforce", options=bare(policy, verify="plan"), fullgraph=True)
     result = videos(compiled, model.config, LENGTHS, batch=2)
@@ -97,7 +97,7 @@ def test_the_tolerance_would_show_one_dropped_frame() -> None:
 @pytest.mark.slow
 def test_inductor_is_within_rounding() -> None:
     policy = Policy.loads(HEADS)
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     expected = videos(oracle_model(model, policy), model.config, LENGTHS)
     for block in model.blocks:
         block.compile(backend="headforce", options={"policy": policy}, fullgraph=True)
@@ -107,7 +107,7 @@ def test_inductor_is_within_rounding() -> None:
 
 
 def test_prepared_equals_the_oracle_and_a_second_policy_adds_no_graph() -> None:
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     with headforce.prepare(model, policy=NATIVE, mode="view"):
         compiled = torch.compile(model, backend="headforce", options=EAGER, fullgraph=True)
         videos(compiled, model.config, LENGTHS)
@@ -125,7 +125,7 @@ def test_prepared_equals_the_oracle_and_a_second_policy_adds_no_graph() -> None:
 
 
 def test_owned_and_view_share_graphs() -> None:
-    models = [wan(0, num_layers=1), wan(1, num_layers=1)]
+    models = [wan(0), wan(1)]
     policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
     expected = [videos(oracle_model(model, policy), model.config, LENGTHS) for model in models]
     sessions = [
@@ -142,7 +142,7 @@ def test_owned_and_view_share_graphs() -> None:
 
 
 def test_inference_mode_copies_and_reloaded_weights() -> None:
-    model, other = wan(0, sink_size=1), wan(1, sink_size=1)
+    model, other = wan(0, sink_size=1, num_layers=2), wan(1, sink_size=1, num_layers=2)
     policy = Policy.loads(BY_LAYER)
     expected = [videos(oracle_model(m, policy), model.config, ([3] * 4,))[0] for m in (model, other)]
     twin = copy.deepcopy(model)
@@ -156,7 +156,7 @@ def test_inference_mode_copies_and_reloaded_weights() -> None:
 
 
 def test_dynamic_shapes() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     policy = Policy.loads(HEADS)
     expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
     compiled = torch.compile(model, backend="headforce", options=bare(policy), dynamic=True)
@@ -164,7 +164,7 @@ def test_dynamic_shapes() -> None:
 
 
 def test_autocast_equals_autocast_eager() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     with torch.autocast("cpu", torch.bfloat16):
         eager = videos(model, model.config, ([3] * 4,), dtype=torch.bfloat16)
         compiled = torch.compile(model, backend="headforce", options=bare(NATIVE))
@@ -177,7 +177,7 @@ def test_autocast_equals_autocast_eager() -> None:
 @pytest.mark.parametrize("form", ["blocks", "graph break"])
 def test_a_graph_that_layers_share_needs_prepare_for_a_policy_by_layer(form: str) -> None:
     policy = Policy.loads(BY_LAYER)
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     expected = videos(oracle_model(model, policy), model.config, LENGTHS)
 
     def compiled(options: dict[str, object]) -> object:
@@ -211,7 +211,7 @@ def test_a_policy_that_treats_layers_alike_needs_no_numbers() -> None:
 
 def test_caches_that_are_views_of_one_tensor() -> None:
     policy = Policy.loads(BY_LAYER)
-    model = wan(sink_size=1)
+    model = wan(sink_size=1, num_layers=2)
     expected = videos(oracle_model(model, policy), model.config, LENGTHS)
     rollout = Rollout(torch.compile(model, backend="headforce", options=bare(policy)), model.config, (1000.0, 625.0))
     rollout._prepare_caches(text(model.config))
@@ -227,7 +227,7 @@ def test_caches_that_are_views_of_one_tensor() -> None:
 
 
 def test_layers_that_share_memory_are_refused() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     rollout = Rollout(torch.compile(model, backend="headforce", options=bare(NATIVE)), model.config)
     rollout._prepare_caches(text(model.config))
     shape = rollout.kv_cache[0]["k"].shape
@@ -239,7 +239,7 @@ def test_layers_that_share_memory_are_refused() -> None:
 
 
 def test_a_freed_cache_is_forgotten_even_if_its_address_comes_back() -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     policy = Policy.loads(HEADS)
     compiled = torch.compile(model, backend="headforce", options=bare(policy))
     expected = videos(oracle_model(model, policy), model.config, ([3] * 3,))
@@ -349,7 +349,7 @@ def test_a_site_that_was_refused_before_prepare_is_refused_after_it() -> None:
 
 
 def test_a_policy_for_more_layers_than_the_graph_has() -> None:
-    model = wan()
+    model = wan(num_layers=2)
     policy = Policy.loads("headforce: 0\nclasses: {a: drop()}\nlayers: {2: a}")
     with pytest.raises(HeadforceError, match="HF-POLICY-SHAPE"):
         videos(torch.compile(model, backend="headforce", options=bare(policy)), model.config, ([3],))

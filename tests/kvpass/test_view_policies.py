@@ -38,7 +38,7 @@ def viewing(model: CausalWan, policy: Policy) -> Iterator[object]:
 
 
 def test_native_without_a_sink_is_bitwise() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     eager = videos(model, model.config, FILL_EVICT_RESTART)
     with viewing(model, Policy({})) as compiled:
         result = videos(compiled, model.config, FILL_EVICT_RESTART)
@@ -49,7 +49,7 @@ def test_irregular_chunks_and_a_warm_up() -> None:
     warmup = "warmup: {{chunks: 2, rule: {}}}"
     policy = everywhere("sink(1) | window(1)", warmup.format("native()"))
     reference = everywhere("sink(1) | window(1)", warmup.format("'sink(1) | span(5)'"))
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     lengths = ([1, 3, 3, 2],)
     expected = videos(oracle_model(model, reference), model.config, lengths)
     with viewing(model, policy) as compiled:
@@ -65,7 +65,7 @@ def test_irregular_chunks_and_a_warm_up() -> None:
     ],
 )
 def test_what_the_cache_can_serve_is_not_refused(rule: str, chunks: list[int]) -> None:
-    model = wan(num_layers=1)
+    model = wan()
     expected = videos(oracle_model(model, everywhere(rule.split(" &")[0])), model.config, (chunks,))
     with viewing(model, everywhere(rule)) as compiled:
         assert relative(videos(compiled, model.config, (chunks,))[0], expected[0]) < TOLERANCE
@@ -81,13 +81,13 @@ def test_what_the_cache_can_serve_is_not_refused(rule: str, chunks: list[int]) -
     ],
 )
 def test_rules_beyond_the_models_cache_are_refused_in_the_first_pass(rule: str, code: str) -> None:
-    model = wan(sink_size=1, num_layers=1)
+    model = wan(sink_size=1)
     with viewing(model, everywhere(rule)) as compiled, pytest.raises(HeadforceError, match=code):
         videos(compiled, model.config, ([3],))
 
 
 def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     with viewing(model, everywhere("sink(1) | window(1)")) as compiled:
         videos(compiled, model.config, ([3, 3],))  # nothing is evicted yet
         with pytest.raises(HeadforceError, match="HF-EVICTED"):
@@ -95,7 +95,7 @@ def test_a_sink_that_the_model_does_not_keep_is_refused_when_it_is_gone() -> Non
 
 
 def test_a_rule_that_wants_too_much_is_refused_when_it_does() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     with viewing(model, everywhere("window(4)")) as compiled:  # with chunks of 3, only 3 fit
         videos(compiled, model.config, ([3, 3],))
         for _ in range(2):  # and says the same when it is tried again
@@ -104,7 +104,7 @@ def test_a_rule_that_wants_too_much_is_refused_when_it_does() -> None:
 
 
 def test_a_refused_pass_is_refused_alike_when_it_is_tried_again() -> None:
-    model = wan(num_layers=1)
+    model = wan()
     with viewing(model, everywhere("window(1)", "horizon: 6")) as compiled:
         rollout = Rollout(compiled, model.config, (1000.0,))
         rollout.generate(text(model.config), [3, 3])

@@ -30,7 +30,7 @@ def model():
     """One model, so that its graphs are captured once for all tests here."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    yield wan(num_layers=1, sink_size=1)
+    yield wan(sink_size=1)
     torch._dynamo.reset()
 
 

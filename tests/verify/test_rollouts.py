@@ -21,8 +21,8 @@ from ..kvpass.conftest import clean_compiler, text, wan  # noqa: F401  a fixture
 POLICY = Policy.loads('{headforce: 1, classes: {near: "sink(1)@collapse(4) | window(1)"}, default: near}')
 
 
-def example(chunks=(3, 3)):
-    model = wan(sink_size=1)
+def example(chunks=(3, 3), layers=1):
+    model = wan(sink_size=1, num_layers=layers)
 
     def calls(given):
         Rollout(given, model.config, timesteps=(1000.0,)).generate(text(model.config), list(chunks), seed=0)
@@ -56,7 +56,7 @@ def test_a_target_that_is_wrong(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("name", "site"), [("faulty_second_layer", 1), ("sdpa", None)])
 def test_the_site_that_is_at_fault(name, site):
-    found = bisect(example([3]), Way(inner="eager", target=name))
+    found = bisect(example([3], layers=2), Way(inner="eager", target=name))
     assert found.site == site
     assert (found.call is None) == (name == "sdpa")
 
@@ -82,10 +82,12 @@ import torch
 from dataclasses import replace
 from examples.causal_wan import TINY, CausalWan, Rollout, init_random
 
+CONFIG = replace(TINY, sink_size=1, num_layers=1)
+
 def make():
-    model = init_random(CausalWan(replace(TINY, sink_size=1)).eval())
+    model = init_random(CausalWan(CONFIG).eval())
     text = torch.randn(1, TINY.text_len, TINY.text_dim)
-    return model, lambda given: Rollout(given, TINY, timesteps=(1000.0,)).generate(text, [3], seed=0)
+    return model, lambda given: Rollout(given, CONFIG, timesteps=(1000.0,)).generate(text, [3], seed=0)
 """
 
 
