@@ -164,6 +164,7 @@ FAMILIES = {
             "HF-CLOCK",
         ),
         Family("reward-forcing", "https://github.com/JaydenLyh/Reward-Forcing", reward_forcing, 4, "HF-CLOCK"),
+        Family("infinite-forcing", "https://github.com/SOTAMak1r/Infinite-Forcing", self_forcing, 5, "HF-CLOCK"),
         Family("longlive-1", LONGLIVE_1, longlive, 5),
         Family("longlive-1-interactive", LONGLIVE_1, longlive_interactive, 6, checkout="longlive-1", graphs=9),
         Family(

@@ -11,6 +11,11 @@ from torch import nn
 from ...errors import HeadforceError
 from ...policy import Rule
 from .adapter import Adapter, LayerCache, adapter
+from .wan import variables_of
+
+COUNTED_FROM_FIRST_ROW = "grid_sizes_kv"
+"""A variable of Infinite-Forcing's self-attention, which has the attributes of Self-Forcing's: the grid of the rows
+that are read, whose frames RoPE counts from 0."""
 
 
 class RefusedFamily(Adapter):
@@ -73,6 +78,36 @@ class RewardForcing(RefusedFamily):
 
     def knows(self, model: nn.Module, attention: nn.Module) -> bool:
         return hasattr(attention, "compression_alpha") and hasattr(attention, "sink_size")
+
+
+@adapter("infinite-forcing")
+class InfiniteForcing(RefusedFamily):
+    """`CausalWanModel` of Infinite-Forcing (github.com/SOTAMak1r/Infinite-Forcing)."""
+
+    code = "HF-CLOCK"
+    found = (
+        "Infinite-Forcing: keys are cached before RoPE and rotated as counted from the first row that is read, and "
+        "behind a full window one frame of the sink is read, drawn at random in every pass and layer"
+    )
+    needed = "keys and queries rotated at the frames they have in the video, and reads that follow from the clock"
+
+    def knows(self, model: nn.Module, attention: nn.Module) -> bool:
+        return hasattr(attention, "sink_size") and COUNTED_FROM_FIRST_ROW in variables_of(attention)
+
+
+@adapter("streamdiffusion-v2")
+class StreamDiffusionV2(RefusedFamily):
+    """`CausalWanModel` of StreamDiffusionV2 (github.com/chenfengxu714/StreamDiffusionV2)."""
+
+    code = "HF-CACHE-FORM"
+    found = (
+        "StreamDiffusionV2: once the cache is full, new frames overwrite rows in an order that a list on the module "
+        "keeps and similarity of keys may change, and every row of a batch is at a frame of its own"
+    )
+    needed = "a cache whose rows are those of frames in order, appended to and rolled, and one clock for the batch"
+
+    def knows(self, model: nn.Module, attention: nn.Module) -> bool:
+        return hasattr(attention, "evict_idx") and hasattr(attention, "adapt_sink_thr")
 
 
 @adapter("anyflow-far")

@@ -7,7 +7,8 @@ from torch import nn
 from ...policy import Rule
 from .adapter import Call, adapter
 from .dict_cache import window_rule
-from .wan import WanAdapter
+from .refused import COUNTED_FROM_FIRST_ROW
+from .wan import WanAdapter, variables_of
 from .wan_example import wan_example
 
 
@@ -19,7 +20,8 @@ class SelfForcingAdapter(WanAdapter):
         # Those that only Krea, Reward Forcing and LongLive 2 have.
         relatives = ("fuse_projections", "compression_alpha", "global_sink_size")
         its_own = hasattr(attention, "max_attention_size") and hasattr(attention, "sink_size")
-        return its_own and not any(hasattr(attention, name) for name in relatives)
+        otherwise = COUNTED_FROM_FIRST_ROW in variables_of(attention)
+        return its_own and not otherwise and not any(hasattr(attention, name) for name in relatives)
 
     def example(self, kind: type[nn.Module]) -> tuple[nn.Module, list[Call]] | None:
         return wan_example(self, kind, window=6, indexed=True)

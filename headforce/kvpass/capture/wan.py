@@ -101,6 +101,12 @@ def namespace_of(function: Any) -> dict[str, Any]:
     return found
 
 
+def variables_of(module: nn.Module) -> tuple[str, ...]:
+    """The names of arguments and variables of a module's `forward`."""
+    found: tuple[str, ...] = inspect.unwrap(type(module).forward).__code__.co_varnames  # type: ignore[attr-defined]
+    return found
+
+
 def _through(attention: Any) -> Any:
     """`flash_attention` by the repository's own attention without it; like that, it does not mask by text length."""
 
