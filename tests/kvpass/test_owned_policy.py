@@ -13,6 +13,8 @@ from .conftest import videos, wan
 from .oracle_model import oracle_model
 from .test_owned_identity import relative
 
+pytestmark = pytest.mark.shares_graphs
+
 LENGTHS = ([3] * 6, [3] * 3)
 TOLERANCE = 1e-5
 
