@@ -102,9 +102,9 @@ def namespace_of(function: Any) -> dict[str, Any]:
 
 
 def variables_of(module: nn.Module) -> tuple[str, ...]:
-    """The names of arguments and variables of a module's `forward`."""
-    found: tuple[str, ...] = inspect.unwrap(type(module).forward).__code__.co_varnames  # type: ignore[attr-defined]
-    return found
+    """The names of arguments and variables of a module's `forward`, none if that is no Python function."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return () if code is None else code.co_varnames
 
 
 def _through(attention: Any) -> Any:
