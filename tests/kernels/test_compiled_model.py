@@ -41,7 +41,7 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "policy", "rotation", "inner"),
     [
-        ("owned", POLICY, "interleaved", "aot_eager"),
+        ("owned", POLICY, "interleaved", "inductor"),
         ("owned", STILL, None, "eager"),
         ("view", POLICY, "interleaved", "eager"),
         ("view", STILL, None, "eager"),
