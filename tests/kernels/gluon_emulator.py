@@ -499,6 +499,11 @@ def reduction(function):
     return reduce
 
 
+def associative_scan(x, axis, combine_fn, reverse=False):
+    rows = itertools.accumulate(map(Tensor, x.raw.unbind(axis)), combine_fn)
+    return Tensor(torch.stack([row.raw for row in rows], axis))
+
+
 def full(shape, value, dtype, layout=None):
     return Tensor(torch.full([int(size) for size in shape], tensor(value).raw.item(), dtype=DTYPES[dtype]))
 
@@ -548,6 +553,7 @@ LANGUAGE = Module(
     sum=reduction(np.add),
     max=reduction(np.fmax),
     min=reduction(np.fmin),
+    associative_scan=associative_scan,
     expand_dims=lambda x, axis: Tensor(x.raw.unsqueeze(axis)),
     reshape=lambda x, shape: Tensor(x.raw.reshape(shape)),
     permute=lambda x, order: Tensor(x.raw.permute(order)),
