@@ -42,6 +42,7 @@ LSE = gl.constexpr(True)
 LN2 = gl.constexpr(0.6931471805599453)
 TWO_PI = gl.constexpr(6.283185307179586)
 HALF = gl.constexpr(BLOCK_M.value // 2)  # query rows of a group
+SEARCH = gl.constexpr(32)  # reads that are looked at together: one for each thread of a warp
 SLICE = gl.constexpr(16)  # query rows that are turned at a time, to be easy on registers
 
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # the name of triton 3.6
@@ -232,6 +233,31 @@ def consumer(q_smem, rings, walk, asked, turning, answer, GROUP: gl.constexpr):
 
 
 @gluon.jit
+def add(a, b):
+    return a + b
+
+
+@gluon.jit
+def find_read(reads, read_count, program):
+    """The read of a program, and its number among those of the read; see `kernels.ragged_attention.find_read`."""
+    flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    read = gl.to_tensor(0)
+    before = gl.to_tensor(0)  # programs of the reads in front
+    end = gl.to_tensor(0)
+    for first in range(0, read_count, SEARCH):
+        some = first + gl.arange(0, SEARCH, flat)
+        programs = gl.cdiv(gl.load(reads + some * 8 + 3, mask=some < read_count, other=0), BLOCK_M)
+        if PARTS:
+            programs *= gl.load(reads + some * 8 + 6, mask=some < read_count, other=0)
+        ends = end + gl.associative_scan(programs, 0, add)
+        end = gl.max(ends, 0)
+        passed = ends <= program
+        read += gl.sum(passed.to(gl.int32), 0)
+        before = gl.maximum(before, gl.max(gl.where(passed, ends, 0), 0))
+    return read, program - before
+
+
+@gluon.jit
 def hopper_attention(
     query,
     key_tiles,  # descriptors of [rows, row stride], see `lowering.tiles`
@@ -257,23 +283,28 @@ def hopper_attention(
     out_head,
     lse_batch,
     lse_head,
+    read_count,
     group,  # query heads that share a K/V head
     pairs,
     first_pair,
     scale,  # on scores, times log2(e)
 ):
-    """Grid: (tiles of the longest read, reads, most parts)."""
-    read = reads + gl.program_id(1) * 8
-    first_row = gl.program_id(0) * BLOCK_M
-    rows_of_query = gl.load(read + 3) - first_row
+    """Grid: (at least one for each tile of each part of each read)."""
+    its_read, number = find_read(reads, read_count, gl.program_id(0))
+    if its_read >= read_count:
+        return
+    read = reads + its_read * 8
+    rows_of_query = gl.load(read + 3)
+    first_row = number * BLOCK_M
     part = 0
     parts = 1
     if PARTS:
-        part = gl.program_id(2)
+        # All tiles of a part follow each other, as they read the same keys.
+        tiles = gl.cdiv(rows_of_query, BLOCK_M)
+        part = number // tiles
+        first_row = (number % tiles) * BLOCK_M
         parts = gl.load(read + 6)
-    # A read without rows leaves its output as it is, which is zero; most reads have fewer parts than the grid.
-    if (rows_of_query <= 0) | (part >= parts):
-        return
+    rows_of_query -= first_row
     first_run = gl.load(read + 4)
     blocks = gl.to_tensor(0)
     for r in range(first_run, first_run + gl.load(read + 5)):

@@ -34,6 +34,7 @@ PRECISION = tl.constexpr("tf32")  # of products of float32; "ieee" is full float
 
 LN2 = tl.constexpr(0.6931471805599453)
 TWO_PI = tl.constexpr(6.283185307179586)
+SEARCH = tl.constexpr(32)  # reads that are looked at together: one for each thread of a warp, see `find_read`
 
 
 @triton.jit
@@ -127,6 +128,30 @@ def attend(
 
 
 @triton.jit
+def find_read(reads, read_count, program):
+    """The read of a program, and its number among the programs of that read: one for each tile of each part.
+
+    Programs are counted in the order of the reads. Behind the last one there is no read: `read_count` or more.
+    """
+    # What a warp adds up by itself is known to be the same for all of its threads. Of sums over several warps that is
+    # not known, and loops and loads that depend on the read would be made for threads that differ.
+    read = 0
+    before = 0  # programs of the reads in front
+    end = 0
+    for first in tl.range(0, read_count, SEARCH):
+        some = first + tl.arange(0, SEARCH)
+        programs = tl.cdiv(tl.load(reads + some * 8 + 3, mask=some < read_count, other=0), BLOCK_M)
+        if PARTS:
+            programs *= tl.load(reads + some * 8 + 6, mask=some < read_count, other=0)
+        ends = end + tl.cumsum(programs, 0)
+        end = tl.max(ends, 0)
+        passed = ends <= program
+        read += tl.sum(passed.to(tl.int32), 0)
+        before = tl.maximum(before, tl.max(tl.where(passed, ends, 0), 0))
+    return read, program - before
+
+
+@triton.jit
 def ragged_attention(
     query,
     key,
@@ -154,22 +179,25 @@ def ragged_attention(
     out_head,
     lse_batch,
     lse_head,
+    read_count,
     group,  # query heads that share a K/V head
     pairs,
     first_pair,
     scale,  # on scores, times log2(e)
 ):
-    """Grid: (tiles of the longest read, reads, most parts)."""
-    read = reads + tl.program_id(1) * 8
-    first_row = tl.program_id(0) * BLOCK_M
-    rows_of_query = tl.load(read + 3)
-    if first_row >= rows_of_query:
+    """Grid: (at least one for each tile of each part of each read)."""
+    its_read, number = find_read(reads, read_count, tl.program_id(0))
+    if its_read >= read_count:
         return
+    read = reads + its_read * 8
+    rows_of_query = tl.load(read + 3)
+    first_row = number * BLOCK_M
     if PARTS:
-        part = tl.program_id(2)
+        # All tiles of a part follow each other, as they read the same keys.
+        tiles = tl.cdiv(rows_of_query, BLOCK_M)
+        part = number // tiles
+        first_row = (number % tiles) * BLOCK_M
         parts = tl.load(read + 6)
-        if part >= parts:
-            return
     batch = tl.load(read).to(tl.int64)
     head = tl.load(read + 1).to(tl.int64)
     kv_head = head // group

@@ -15,7 +15,7 @@ from .bounds import check_bounds, checks_launches
 from .codegen import kernel_of, source_of
 from .launch import DTYPES, launch, named, prepare_interpreter
 from .pool import processors_of
-from .schedule import cuts
+from .schedule import TILE, part_tiles, programs
 from .tiles import describable, gluon_tiles, strides, tiles
 from .watch import Launch
 
@@ -38,28 +38,29 @@ def layer_attention(
     """What a target is: `attention` with the configuration for the device, and tables as the planner cuts them."""
     if kernel == HOPPER:
         _check_hopper(query, key, value, scale)
-    config, parts, rows = _cut(kernel, query, value)
+    config, room = _config(kernel, query, value), _room(query, reads)
     tables = (reads, runs, theta, first_pair, style, scale)
-    cut = {"config": config, "most_parts": parts, "workspace_rows": rows}
-    return attention(query, key, value, *tables, kernel=kernel, **cut)[0]  # type: ignore[arg-type]
+    return attention(query, key, value, *tables, kernel=kernel, config=config, room=room)[0]
 
 
 def source_of_launch(kernel: str, launch: Launch) -> str:
     """The text of the kernel that `layer_attention` runs for these operands."""
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in launch[:3])
-    config, parts, _ = _cut(kernel, query, value)
-    return source_of(kernel, _spec((query, key, value), launch.theta, launch.style, config, parts > 1, False))
+    config, parts = _config(kernel, query, value), _room(query, launch.reads) > 0
+    return source_of(kernel, _spec((query, key, value), launch.theta, launch.style, config, parts, False))
 
 
-def _cut(kernel: str, query: Tensor, value: Tensor) -> tuple[Config, int, int]:
-    """The configuration for the device, and into how many parts and workspace rows the planner cuts."""
-    device = query.device
-    batch, tokens, heads, dim = query.shape
-    if device.type == "cpu":
-        config = INTERPRETED
-    else:
-        config = config_of(kernel, architecture_of(device), dim, value.shape[-1], query.dtype)
-    return config, *cuts(batch * heads, tokens, processors_of(device))
+def _config(kernel: str, query: Tensor, value: Tensor) -> Config:
+    """The configuration for the device."""
+    if query.device.type == "cpu":
+        return INTERPRETED
+    return config_of(kernel, architecture_of(query.device), query.shape[-1], value.shape[-1], query.dtype)
+
+
+def _room(query: Tensor, reads: Tensor) -> int:
+    """The tiles of parts into which the planner may have cut reads."""
+    batch, tokens, heads, _ = query.shape
+    return part_tiles(len(reads), batch * heads, tokens, processors_of(query.device))
 
 
 def _spec(
@@ -92,16 +93,14 @@ def attention(
     *,
     config: Config,
     kernel: str = PORTABLE,
-    most_parts: int = 1,
-    workspace_rows: int = 0,
+    room: int = 0,
     with_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Ragged attention in one launch; arguments as in `kernels.reference.ragged_attention`.
 
     Args:
         kernel: PORTABLE or HOPPER.
-        most_parts: bounds the parts that `reads` may name; 1 where no read is cut.
-        workspace_rows: query rows that all parts of all reads that are cut take together.
+        room: tiles of `TILE` query rows that all parts of reads that are cut have at most; 0 where no read is cut.
 
     Returns the output [B, S, H, Dv] and, `with_lse`, the natural log of the sum of exponentials, float32 [B, H, S].
     Raises HF-KERNEL for a device, a dtype or a layout that the kernel does not take, and HF-TABLES as `bounds` says.
@@ -110,10 +109,10 @@ def attention(
     if checks_launches():
         rows = key.shape[0] * key.shape[1] if key.dim() == 3 else key.shape[1]
         of_query = {"batch": query.shape[0], "heads": query.shape[2], "tokens": query.shape[1]}
-        check_bounds(reads, runs, **of_query, rows=rows, most_parts=most_parts, workspace_rows=workspace_rows)
+        check_bounds(reads, runs, **of_query, rows=rows, part_tiles=room)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     batch, tokens, heads, _ = query.shape
-    spec = _spec((query, key, value), theta, style, config, most_parts > 1, with_lse)
+    spec = _spec((query, key, value), theta, style, config, room > 0, with_lse)
     if kernel == HOPPER:
         _check_hopper(query, key, value, scale)
         _check_hopper_layout(spec, key)
@@ -129,6 +128,7 @@ def attention(
         "reads": reads,
         "runs": runs,
         "theta": theta,
+        "read_count": len(reads),
         "group": 1 if key.dim() == 3 else heads // key.shape[2],
         "pairs": theta.numel(),
         "first_pair": first_pair,
@@ -144,13 +144,13 @@ def attention(
         described = gluon_tiles if kernel == HOPPER else tiles
         arguments |= {"key_tiles": described(key, config.block_n), "value_tiles": described(value, config.block_n)}
     if spec.parts:
-        arguments["part_out"] = query.new_empty((workspace_rows, spec.block_dv), dtype=torch.float32)
-        arguments["part_lse"] = query.new_empty((workspace_rows,), dtype=torch.float32)
-    grid = (-(-tokens // config.block_m), len(reads), most_parts)
+        arguments["part_out"] = query.new_empty((room * TILE, spec.block_dv), dtype=torch.float32)
+        arguments["part_lse"] = query.new_empty((room * TILE,), dtype=torch.float32)
+    grid = (programs(len(reads), batch * heads, tokens, config.block_m, room),)
     launch(kernel_of(kernel, spec), grid, arguments, config)
     if spec.parts:
-        config = replace(config, warps=8)
-        launch(kernel_of("combine_parts", spec), grid[:2], arguments, config)
+        grid_of_tiles = (-(-tokens // config.block_m), len(reads))
+        launch(kernel_of("combine_parts", spec), grid_of_tiles, arguments, replace(config, warps=8))
     return out, lse
 
 

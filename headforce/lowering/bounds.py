@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import HeadforceError
 from ..kernels.reference import READ_FIELDS, RUN_FIELDS
+from .schedule import TILE
 
 
 def check_bounds(
@@ -21,15 +22,14 @@ def check_bounds(
     heads: int,
     tokens: int,
     rows: int,
-    most_parts: int | None = None,
-    workspace_rows: int | None = None,
+    part_tiles: int | None = None,
 ) -> None:
     """HF-TABLES if `reads` or `runs` name what is not there.
 
     Args:
         reads, runs: [..., N, 8] and [..., N, 3], arrays or tensors; see `kernels.reference`.
         batch, heads, tokens: of the query. rows: that a run may name.
-        most_parts, workspace_rows: that a launch is ready for; not looked at if None.
+        part_tiles: tiles of parts that a launch is ready for, see `schedule.part_tiles`; not looked at if None.
     """
     if reads.shape[-1] != len(READ_FIELDS) or runs.shape[-1] != len(RUN_FIELDS):
         raise HeadforceError(
@@ -42,21 +42,24 @@ def check_bounds(
     )
     run_row, run_rows = _wide(runs[..., 0]), _wide(runs[..., 1])
     used, cut = query_rows > 0, (query_rows > 0) & (parts > 1)
+    workspace = None if part_tiles is None else part_tiles * TILE
     limits = {
         "a batch row": (row, 0, batch - 1),
         "a head": (head, 0, heads - 1),
         "query rows": (query_rows, 0, tokens),
         "a query row": (query_row * used, 0, tokens - 1),
         "query rows up to": ((query_row + query_rows) * used, 0, tokens),
+        "query rows of all reads": (query_rows.sum(-1), 0, batch * heads * tokens),
         "runs": (count, 0, runs.shape[-2]),
         "a run": (first_run * used, 0, runs.shape[-2] - 1),
         "runs up to": ((first_run + count) * used, 0, runs.shape[-2]),
         "rows": (run_rows, 0, rows),
         "a row": (run_row * (run_rows > 0), 0, rows - 1),
         "rows up to": ((run_row + run_rows) * (run_rows > 0), 0, rows),
-        "parts": (parts * used + ~used, 1, most_parts),
-        "a row of the workspace": (slot * cut, 0, workspace_rows),
-        "rows of the workspace up to": ((slot + parts * query_rows) * cut, 0, workspace_rows),
+        "parts": (parts * used + ~used, 1, None),
+        "tiles of all parts": ((parts * -(-query_rows // TILE) * cut).sum(-1), 0, part_tiles),
+        "a row of the workspace": (slot * cut, 0, workspace),
+        "rows of the workspace up to": ((slot + parts * query_rows) * cut, 0, workspace),
     }
     for what, (value, least, most) in limits.items():
         _check(what, value, least, most)

@@ -17,7 +17,7 @@ from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..policy import Chunk
 from .lane import Lane
 from .plan import HeadPlan, Reading
-from .schedule import schedule
+from .schedule import part_tiles, schedule
 from .stream import Stream
 
 Ints = npt.NDArray[np.int32]
@@ -129,7 +129,9 @@ def fill(
             key_rows[members, j] = its_runs[:, 1].sum()
             begin += len(its_runs)
     flat = reads.reshape(layers, -1, len(READ_FIELDS))
-    return schedule(flat, key_rows.reshape(layers, -1), processors), runs.reshape(layers, -1, len(RUN_FIELDS))
+    for_parts = part_tiles(flat.shape[1], batch * heads, (chunk.lead + chunk.frames) * rows, processors)
+    flat = schedule(flat, key_rows.reshape(layers, -1), processors, for_parts)
+    return flat, runs.reshape(layers, -1, len(RUN_FIELDS))
 
 
 def _room(stream: Stream) -> tuple[int, int]:

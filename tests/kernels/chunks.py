@@ -2,6 +2,8 @@
 
 import torch
 
+from headforce.lowering.schedule import TILE
+
 
 def chunk(style, dtype=torch.float32, batch=2, frames=3, tokens=11, heads=3, dim=12, value_dim=8, strided=False):
     generator = torch.Generator().manual_seed(dim)
@@ -22,10 +24,11 @@ def chunk(style, dtype=torch.float32, batch=2, frames=3, tokens=11, heads=3, dim
 
 
 def tables_of(rig, parts):
-    """The tables of the first layer, each read cut into the next of `parts`."""
+    """The tables of the first layer, each read cut into the next of `parts`; the tiles that all parts have besides."""
     reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
-    slot = 0
+    slot, tiles = 0, 0
     for i, read in enumerate(reads.tolist()):
         reads[i, 6], reads[i, 7] = parts[i % len(parts)], slot
-        slot += parts[i % len(parts)] * read[3] if parts[i % len(parts)] > 1 else 0
-    return reads, runs, slot
+        cut = parts[i % len(parts)] if parts[i % len(parts)] > 1 else 0
+        slot, tiles = slot + cut * read[3], tiles + cut * -(-read[3] // TILE)
+    return reads, runs, tiles

@@ -118,7 +118,7 @@ plain = spec_for(*chosen, rotated=False)
 for spec in (plain, spec_for(*chosen), replace(plain, parts=False), replace(plain, lse=True)):
     ttir = compiled("ragged_attention", spec, "sm90").ir
     signature = ttir.split("attributes", 1)[0]
-    print(json.dumps(["math.floor" in ttir, "f64" in ttir, "program_id z" in ttir, "%lse" in signature]))
+    print(json.dumps(["math.floor" in ttir, "f64" in ttir, "%part_out" in signature, "%lse" in signature]))
 """
     done = run("-c", code)
     plain, rotated, whole, lse = map(json.loads, done.stdout.splitlines())

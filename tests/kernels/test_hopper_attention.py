@@ -87,9 +87,9 @@ def test_parts_make_the_same_whole(emulated, parts):
     rig = Rig(two_heads(), "hopper", dtype=torch.bfloat16, tokens=20, head_dim=64)
     for start in (0, 3):
         (query, whole), *_ = rig.run(start, 3)
-    reads, runs, rows = tables_of(rig, parts)
+    reads, runs, room = tables_of(rig, parts)
     arguments = (query, rig.pool.k, rig.pool.v, reads, runs, rig.theta, 0, rig.style, rig.scale)
-    cut = {"config": SMALL, "kernel": HOPPER, "most_parts": max(parts), "workspace_rows": rows}
+    cut = {"config": SMALL, "kernel": HOPPER, "room": room}
     out, lse = attention(*arguments, **cut, with_lse=True)
     torch.testing.assert_close(out, whole, rtol=2e-2, atol=2e-2)
     arguments = (query, rig.pool.k, rig.pool.v, rig.pool.reads[0], *arguments[4:])

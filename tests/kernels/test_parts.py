@@ -12,8 +12,13 @@ from headforce.kernels.budget import budget_of
 from headforce.kernels.config import Config
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
 from headforce.lowering.attention import HOPPER, PORTABLE, attention
+from headforce.lowering.operand_tables import operand_tables
+from headforce.lowering.plan import Planner
+from headforce.lowering.reach import held
+from headforce.lowering.schedule import part_tiles
 from headforce.lowering.targets import check_rows
-from headforce.policy import Policy, parse_rule
+from headforce.policy import Chunk, Policy, parse_rule
+from headforce.testing.operands import Operands
 from headforce.testing.parts_rig import PartsRig
 from headforce.testing.rig import Rig, check
 from tests.lowering.test_parts import MERGE, SELECT
@@ -60,17 +65,17 @@ CASES = {
 def tables(runs, parts):
     """Reads of three heads and two query frames, and their runs; the second query frame reads all but the first run.
 
-    Returns the rows of the workspace besides.
+    Returns the tiles that all parts have besides.
     """
-    reads, flat, slot = [], [], 0
+    reads, flat, slot, tiles = [], [], 0, 0
     for head, own in enumerate((runs[0], [], runs[1])):
         for frame in range(2):
             first = len(flat) + frame * bool(own)
             cut = parts[len(reads) % len(parts)]
             reads.append([0, head, frame * QUERY, QUERY, first, len(own[frame:]), cut, slot])
-            slot += cut * QUERY if cut > 1 else 0
+            slot, tiles = (slot + cut * QUERY, tiles + cut) if cut > 1 else (slot, tiles)
         flat += own
-    return torch.tensor(reads, dtype=torch.int32), torch.tensor(flat, dtype=torch.int32), slot
+    return torch.tensor(reads, dtype=torch.int32), torch.tensor(flat, dtype=torch.int32), tiles
 
 
 def operands(runs, dtype, dim):
@@ -89,11 +94,10 @@ def test_runs_within_pages_and_a_head_that_reads_nothing(emulated, case):
     kernel, config, runs, style, parts = CASES[case]
     dtype, dim = (torch.bfloat16, 64) if kernel == HOPPER else (torch.float32, 16)
     given = operands(runs, dtype, dim)
-    reads, table, workspace = tables(runs, parts)
+    reads, table, room = tables(runs, parts)
     theta = torch.tensor([0.7, 0.3, 0.1] if style else [], dtype=torch.float64)
     rest = (reads, table, theta, 1, style or INTERLEAVED, dim**-0.5)
-    cut = {"most_parts": max(parts), "workspace_rows": workspace}
-    out, lse = attention(*given, *rest, config=config, kernel=kernel, **cut, with_lse=True)
+    out, lse = attention(*given, *rest, config=config, kernel=kernel, room=room, with_lse=True)
     assert torch.equal(out[:, :, QUIET], torch.zeros_like(out[:, :, QUIET]))
     assert (lse[:, QUIET] == -torch.inf).all()
     assert torch.isfinite(lse[:, [0, 2]]).all()
@@ -101,6 +105,40 @@ def test_runs_within_pages_and_a_head_that_reads_nothing(emulated, case):
 
 
 # --- as they are planned ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "rule"),
+    [
+        (PORTABLE, torch.float32, 'sink(1)@collapse(5) | stride(3, phase="query", last=1) | window(1)'),
+        (HOPPER, torch.bfloat16, "sink(1) | window(5)"),
+    ],
+    ids=[PORTABLE, HOPPER],
+)
+def test_reads_that_are_cut_as_planned_give_what_they_give_whole(emulated, kernel, dtype, rule):
+    """Four heads of three frames, for a device of eleven processors."""
+    rules = {"far": parse_rule(rule), "near": parse_rule("window(1)")}
+    policy = Policy(rules, "far", heads={0: {"near": (1,)}}).bind(layers=1, heads=4)
+    chunk = Chunk(3, 9, 3)
+    past = held(chunk, 9, 1)
+    operands = Operands(past, chunk, rows=260, dim=64, value_dim=64)
+    given = [t.to(dtype) for t in (operands.query, operands.key, operands.value)]
+    rest = (operands.theta, 1, INTERLEAVED, 0.1)
+    tables = [
+        tuple(torch.from_numpy(t[0]) for t in operand_tables(Planner(policy).plan(chunk), past, 260, 1, processors))
+        for processors in (0, 11)
+    ]
+    (whole, _), (cut, _) = tables
+    assert set(whole[:, 6].tolist()) == {1}
+    assert 1 in cut[cut[:, 3] > 0, 6]
+    assert cut[:, 6].max() > 1
+    room = part_tiles(len(cut), 4, 3 * 260, 11)
+    options = {"config": Config(128, 64, 4, 2, descriptors=True), "kernel": kernel, "with_lse": True}
+    expected, expected_lse = attention(*given, *tables[0], *rest, **options)
+    out, lse = attention(*given, *tables[1], *rest, **options, room=room)
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out, expected, rtol=near, atol=near)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rule", [SELECT.replace("=model)", "=model)@collapse(4)"), MERGE], ids=["select", "merge"])

@@ -75,9 +75,9 @@ def test_parts_make_the_same_whole(parts, dtype):
     rig = Rig(mixed(), "triton", dtype=dtype, tokens=20, head_dim=16)
     for start in (0, 3):
         (query, whole), *_ = rig.run(start, 3)
-    reads, runs, rows = tables_of(rig, parts)
+    reads, runs, room = tables_of(rig, parts)
     arguments = (rig.pool.k, rig.pool.v, reads, runs, rig.theta, 0, rig.style, rig.scale)
-    cut = {"config": SMALL, "most_parts": max(parts), "workspace_rows": rows}
+    cut = {"config": SMALL, "room": room}
     out, lse = attention(query, *arguments, **cut, with_lse=True)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out, whole, rtol=tolerance, atol=tolerance)

@@ -9,6 +9,7 @@ from headforce.kernels.config import INTERPRETED
 from headforce.kernels.rotation import INTERLEAVED
 from headforce.lowering.attention import attention
 from headforce.lowering.bounds import check_bounds
+from headforce.lowering.schedule import TILE
 from headforce.testing.rig import Rig, mixed
 
 SIZES = {"batch": 1, "heads": 5, "tokens": 9, "rows": 0}
@@ -47,20 +48,32 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_there_is_refused(rig, fault, kind):
     tables = {"reads": rig.pool.reads[0].numpy().copy(), "runs": rig.pool.runs[0].numpy().copy()}
-    check_bounds(*map(kind, tables.values()), **sizes(rig), most_parts=1)
+    check_bounds(*map(kind, tables.values()), **sizes(rig), part_tiles=0)
     name, field, value = FAULTS[fault]
     tables[name][0, field] = value
     with pytest.raises(HeadforceError, match="HF-TABLES"):
-        check_bounds(*map(kind, tables.values()), **sizes(rig), most_parts=1)
+        check_bounds(*map(kind, tables.values()), **sizes(rig), part_tiles=0)
 
 
 def test_parts_stay_inside_the_workspace(rig):
     reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
-    reads[0, 6], reads[0, 7] = 2, 5
-    rows = 5 + 2 * int(reads[0, 3])
-    check_bounds(reads, runs, **sizes(rig), most_parts=2, workspace_rows=rows)
+    reads[0, 6], reads[0, 7] = 2, 2 * TILE - 2 * int(reads[0, 3])
+    check_bounds(reads, runs, **sizes(rig), part_tiles=2)
+    with pytest.raises(HeadforceError, match=r"HF-TABLES.*tiles of all parts 2"):
+        check_bounds(reads, runs, **sizes(rig), part_tiles=1)
+    reads[0, 7] += 1
     with pytest.raises(HeadforceError, match=r"HF-TABLES.*workspace"):
-        check_bounds(reads, runs, **sizes(rig), most_parts=2, workspace_rows=rows - 1)
+        check_bounds(reads, runs, **sizes(rig), part_tiles=2)
+
+
+def test_no_more_query_rows_than_there_are(rig):
+    """A launch has programs for so many."""
+    reads, runs = rig.pool.reads[0].clone(), rig.pool.runs[0]
+    check_bounds(reads, runs, **sizes(rig))
+    unused = int((reads[:, 3] == 0).nonzero()[0])
+    reads[unused] = reads[0]
+    with pytest.raises(HeadforceError, match=r"HF-TABLES.*query rows of all reads"):
+        check_bounds(reads, runs, **sizes(rig))
 
 
 def test_tables_of_another_form(rig):
