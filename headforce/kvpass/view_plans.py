@@ -15,6 +15,7 @@ from ..lowering.operand_tables import operand_tables
 from ..lowering.plan import ChunkPlan, Planner
 from ..lowering.pool import processors_of
 from ..lowering.reach import check_reach
+from ..lowering.schedule import part_tiles
 from ..lowering.verify import check_operands
 from ..policy import BoundPolicy, Chunk, FrameSet, Policy, Rule, parse_rule
 from .layers import PassFacts
@@ -59,9 +60,11 @@ class ViewPlans:
         native = view_rule(held, chunk, facts.cache_rows // facts.rows)
         planner = self._planner(native, heads, chunk, facts)
         plan = planner.plan(chunk)
-        arrays = operand_tables(plan, held, facts.rows, facts.batch, processors_of(facts.device))
+        processors = processors_of(facts.device)
+        arrays = operand_tables(plan, held, facts.rows, facts.batch, processors)
         rows, tokens = (len(held) + chunk.frames) * facts.rows, (chunk.lead + chunk.frames) * facts.rows
-        check_bounds(*arrays, batch=facts.batch, heads=heads, tokens=tokens, rows=rows)
+        room = part_tiles(arrays[0].shape[1], facts.batch * heads, tokens, processors)
+        check_bounds(*arrays, batch=facts.batch, heads=heads, tokens=tokens, rows=rows, part_tiles=room)
         if self.verify:
             check_operands(planner.policy, plan, arrays, held, facts.rows)
         with torch.inference_mode(False):

@@ -16,6 +16,7 @@ from ..errors import HeadforceError
 from ..policy import FrameSet
 from .bounds import check_bounds, check_pages
 from .plan import Cell, ChunkPlan
+from .schedule import part_tiles
 from .stream import Stream
 from .tables import Regions, build_tables
 
@@ -91,16 +92,14 @@ class PagePool:
         if self._layout != self.stream.layout:
             self._lay_out()
         assert self.regions is not None
-        tables = build_tables(
-            self.stream, self.regions, self.shape.rows, self.canonical, processors_of(self.shape.device)
-        )
-        shape = self.shape
+        shape, processors = self.shape, processors_of(self.shape.device)
+        tables = build_tables(self.stream, self.regions, shape.rows, self.canonical, processors)
         _, batch, heads = self.regions.base.shape
         assert self.stream.chunk is not None
         tokens = (self.stream.chunk.lead + tables.pages.shape[-1]) * shape.rows
-        check_bounds(
-            tables.reads, tables.runs, batch=batch, heads=heads, tokens=tokens, rows=self.regions.pages * shape.rows
-        )
+        room = part_tiles(tables.reads.shape[1], batch * heads, tokens, processors)
+        sizes = {"batch": batch, "heads": heads, "tokens": tokens, "rows": self.regions.pages * shape.rows}
+        check_bounds(tables.reads, tables.runs, **sizes, part_tiles=room)
         check_pages(tables.pages, self.regions.pages)
         arrays = [torch.from_numpy(array) for array in (tables.reads, tables.runs, tables.pages)]
         if shape.device.type == "cuda":
