@@ -23,7 +23,7 @@ def test_every_test_that_needs_a_gpu_is_in_a_step():
     marked = {
         str(path.relative_to(gpu.ROOT))
         for path in (gpu.ROOT / "tests").rglob("test_*.py")
-        if "pytest.mark.gpu" in path.read_text(encoding="utf-8")
+        if any(word in path.read_text(encoding="utf-8") for word in ("pytest.mark.gpu", "marks=GPU"))
     }
     steps = {word for step in gpu.steps_of(False) for word in step.arguments}
     assert {name for name in marked if name != "tests/test_gpu_steps.py"} <= steps
