@@ -9,13 +9,23 @@ import torch
 
 ATTENTION = re.compile(r"attention|attn|flash|fmha|sdpa|combine_parts", re.IGNORECASE)
 LINEAR = re.compile(r"gemm|nvjet|cutlass|xmma|cublas|addmm|\bmm\b|bmm|linear|splitk", re.IGNORECASE)
+INDUCTOR = re.compile(r"triton_(?P<kind>[a-z]+)_fused")
+"""Kernels that Inductor wrote. Their names go on with those of all operators around them, attention among them."""
 
 Work = tuple[str, float, float]
 """A kernel, or an operator of a CPU: its name, when it began and when it ended, in microseconds."""
 
 
 def part_of(name: str) -> str:
-    """What a kernel or an operator computes, by its name. Attention first: its kernels are called cutlass too."""
+    """What a kernel or an operator computes, by its name. Attention first: its kernels are called cutlass too.
+
+    Of Inductor's own kernels only templates are more than the rest: products of matrices, and flex_attention.
+    """
+    inductors = INDUCTOR.match(name)
+    if inductors and inductors["kind"] == "tem":
+        return "attention" if "_flex_" in name else "linear"
+    if inductors:
+        return "rest"
     if ATTENTION.search(name):
         return "attention"
     return "linear" if LINEAR.search(name) else "rest"

@@ -113,6 +113,13 @@ def test_ratios_follow_from_times():
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "linear"),
         ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>", "linear"),
         ("triton_red_fused_native_layer_norm_add_mul_3", "rest"),
+        # Inductor names what it fuses after its operators, and after those whose results it only lays out anew.
+        ("triton_poi_fused__scaled_dot_product_cudnn_attention_transpose_view_7", "rest"),
+        ("triton_poi_fused_addmm_gelu_view_2", "rest"),
+        ("triton_per_fused_add_addmm_mul_native_layer_norm_4", "rest"),
+        ("triton_tem_fused_addmm_gelu_view_5", "linear"),
+        ("triton_tem_fused_bmm_0", "linear"),
+        ("triton_tem_fused_flex_attention_1", "attention"),
         ("rotate_and_write", "rest"),
         ("void at::native::vectorized_elementwise_kernel<4>", "rest"),
     ],
