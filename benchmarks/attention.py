@@ -12,8 +12,8 @@ random data. `plans.py` says what heads read. Variants of every case:
     varlen         pack what is kept, each head a sequence of its own, and varlen_attn once
     triton, ...    targets of headforce, over pages
 
-Times are medians on the device. Before each run 2 GiB are written, which flushes the L2 cache and gives the host time
-to queue the launches of the run: a variant pays for Python where it waits for the device, or launches a great deal.
+Times are medians on the device. Before each run the device spins for twice as long as the host needs to queue the run,
+and writes 2 GiB, which flushes the L2 cache: a variant pays for Python where it waits for the device.
 Writing the chunk into its cache is nobody's part, nor is making tables, masks or index tensors. Copies that have to be
 made for every pass are: `copy` is that share of the time.
 

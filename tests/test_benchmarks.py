@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,35 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
 
 
 # --- what only a GPU does, as far as it goes without one ----------------------------------------------------------
+
+
+def test_a_run_is_queued_before_the_device_comes_to_it(monkeypatch):
+    """The device spins for longer than the host takes, and then writes, in front of every run that is timed."""
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            log.append("event")
+
+        def elapsed_time(self, end):
+            return 40.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", log.append)
+    timed = clock.Clock(torch.device("cpu"), budget=80)
+    timed.on = True
+    for seconds, least, most in ((0.001, 2.0, clock.LONGEST_LEAD), (0.02, clock.LONGEST_LEAD, clock.LONGEST_LEAD)):
+        log.clear()
+        assert timed(lambda s=seconds: log.append("run") or time.sleep(s), short=True) == 40.0
+        assert log[:4] == ["run"] * 4
+        spun, *rest = log[4:8]
+        assert rest == ["event", "run", "event"]
+        assert log[4:] == log[4:8] * 5  # two for a first guess, one to warm up, two that count
+        assert least * clock.CYCLES <= spun <= most * clock.CYCLES
 
 
 def test_ratios_follow_from_times(tmp_path, monkeypatch):
