@@ -255,20 +255,28 @@ def kernels(
 
 
 @main.command()
+@click.option("--kernel", "kernels", multiple=True, help="ragged_attention or hopper_attention [default: all].")
+@click.option("--dtype", "dtypes", multiple=True, help="bfloat16, float16 or float32 [default: all].")
+@click.option("--head-dim", "head_dims", multiple=True, type=int, help="64 or 128 [default: both].")
 @click.option("--out", type=click.Path(path_type=Path), help="The table to write [default: that of the package].")
-def tune(out: Path | None) -> None:
-    """Measure the kernels' tiles on this GPU and keep the fastest that compute accurately enough."""
+def tune(kernels: tuple[str, ...], dtypes: tuple[str, ...], head_dims: tuple[int, ...], out: Path | None) -> None:
+    """Measure the kernels' tiles on this GPU and keep the fastest that compute accurately enough.
+
+    Every kernel is compiled with every tile, for all dtypes and head dims: --kernel, --dtype and --head-dim, which can
+    be given several times, choose among them. The table keeps its other entries.
+    """
     import torch
     from triton.testing import do_bench
 
     from .kernels.config import TUNING, architecture_of
-    from .lowering.tune import record, tune_device
+    from .lowering.tune import Wanted, record, tune_device
 
+    wanted = Wanted(kernels, dtypes, head_dims)
     if not torch.cuda.is_available():
         raise HeadforceError("HF-KERNEL", found="no GPU", needed="the GPU that the kernels are to run on")
     device = torch.device("cuda", torch.cuda.current_device())
     architecture, where = architecture_of(device), torch.cuda.get_device_name(device)
-    for kernel, problem, trials in tune_device(device, lambda run: do_bench(run, quantiles=[0.5])):
+    for kernel, problem, trials in tune_device(device, lambda run: do_bench(run, quantiles=[0.5]), wanted):
         click.echo(f"{kernel}, {str(problem.dtype).removeprefix('torch.')}, head dim {problem.width}")
         for trial in trials:
             click.echo(f"  {'refused' if trial.ms is None else f'{trial.ms:.3f} ms'}  {trial.config} {trial.refused}")

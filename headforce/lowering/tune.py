@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from ..errors import HeadforceError
+from ..errors import HeadforceError, nearest
 from ..kernels.budget import Budget, budget_of
 from ..kernels.config import TUNING, Config, architecture_of, candidates, tuning_entry
 from ..kernels.rotation import INTERLEAVED
@@ -107,14 +107,63 @@ def problems(kernel: str) -> Iterator[Problem]:
             yield Problem(width=width, dtype=dtype)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is tuned: kernels, dtypes by name and head dims. An empty tuple is all of them.
+
+    Raises HF-OPTION for what is never measured, and where no kernel that is wanted takes a dtype that is.
+    """
+
+    kernels: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        every = [_named(kernel, problem) for kernel in (PORTABLE, HOPPER) for problem in problems(kernel)]
+        for site, names, known in zip(
+            ("kernel", "dtype", "head-dim"), self._asked, zip(*every, strict=True), strict=True
+        ):
+            _check_known(site, names, list(dict.fromkeys(map(str, known))))
+        if not any(one in self for one in every):
+            raise _refusal("", ", ".join(str(name) for names in self._asked for name in names), "a dtype that it takes")
+
+    @property
+    def _asked(self) -> tuple[tuple[Any, ...], ...]:
+        return self.kernels, self.dtypes, self.widths
+
+    def __contains__(self, named: tuple[str, str, int]) -> bool:
+        return all(not names or name in names for name, names in zip(named, self._asked, strict=True))
+
+    def of(self, kernel: str) -> Iterator[Problem]:
+        """The problems of a kernel that are wanted."""
+        return (problem for problem in problems(kernel) if _named(kernel, problem) in self)
+
+
+def _check_known(site: str, names: tuple[Any, ...], known: list[str]) -> None:
+    for name in map(str, names):
+        if name not in known:
+            raise _refusal(site, f"{name}{nearest(name, known)}", ", ".join(known))
+
+
+def _refusal(site: str, found: str, needed: str) -> HeadforceError:
+    return HeadforceError("HF-OPTION", site=site, found=found, needed=needed, hint="See `headforce tune -h`.")
+
+
+def _named(kernel: str, problem: Problem) -> tuple[str, str, int]:
+    return kernel, str(problem.dtype).removeprefix("torch."), problem.width
+
+
 def tune_device(
-    device: torch.device, clock: Callable[[Callable[[], Any]], float]
+    device: torch.device, clock: Callable[[Callable[[], Any]], float], wanted: Wanted
 ) -> Iterator[tuple[str, Problem, list[Trial]]]:
-    """Every kernel that the device runs, over its problems."""
+    """Every kernel that is wanted, over its problems. Raises HF-KERNEL if the device runs none of them."""
     architecture = architecture_of(device)
-    for kernel in (PORTABLE, *([HOPPER] if architecture == "sm90" else [])):
-        for problem in problems(kernel):
-            yield kernel, problem, tune(kernel, architecture, problem, device, clock)
+    runs = (PORTABLE, HOPPER) if architecture == "sm90" else (PORTABLE,)
+    found = [(kernel, problem) for kernel in runs for problem in wanted.of(kernel)]
+    if not found:
+        raise HeadforceError("HF-KERNEL", found=f"{HOPPER} on {architecture}", needed="sm90 (H100, H200)")
+    for kernel, problem in found:
+        yield kernel, problem, tune(kernel, architecture, problem, device, clock)
 
 
 def record(kernel: str, architecture: str, problem: Problem, best: Trial, where: str, path: Path = TUNING) -> None:

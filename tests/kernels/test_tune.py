@@ -10,7 +10,8 @@ from headforce.errors import HeadforceError
 from headforce.kernels import config as config_module
 from headforce.kernels.config import Config, config_of
 from headforce.lowering import tune as tune_module
-from headforce.lowering.tune import Problem, record, tune
+from headforce.lowering.tune import Problem, Wanted, problems, record, tune, tune_device
+from headforce.testing import assert_refused
 
 CPU = torch.device("cpu")
 SMALL = Problem(heads=3, tokens=20, width=16, far=3, near=2, chunk=2, dtype=torch.bfloat16)
@@ -73,3 +74,44 @@ def test_without_a_configuration_that_fits():
         config_of("ragged_attention", "sm75", 128, 128, torch.bfloat16)
     # Wide heads get small tiles before they are refused.
     assert config_of("ragged_attention", "sm90", 256, 256, torch.bfloat16).block_m == 64
+
+
+# --- what is chosen -------------------------------------------------------------------------------------------------
+
+
+def tuned(monkeypatch, wanted, architecture="sm90"):
+    """The kernels, dtypes and head dims that would be measured."""
+    monkeypatch.setattr(tune_module, "architecture_of", lambda _: architecture)
+    monkeypatch.setattr(tune_module, "tune", lambda *_: [])
+    found = tune_device(CPU, lambda run: 1.0, wanted)
+    return [(kernel, problem.dtype, problem.width) for kernel, problem, _ in found]
+
+
+def test_without_a_choice_everything_is_measured_that_runs(monkeypatch):
+    portable = [("ragged_attention", p.dtype, p.width) for p in problems("ragged_attention")]
+    hopper = [("hopper_attention", p.dtype, p.width) for p in problems("hopper_attention")]
+    assert tuned(monkeypatch, Wanted()) == portable + hopper
+    assert tuned(monkeypatch, Wanted(), "sm80") == portable
+
+
+def test_choices_narrow_each_other(monkeypatch):
+    bfloat16 = [(kernel, torch.bfloat16, 128) for kernel in ("ragged_attention", "hopper_attention")]
+    assert tuned(monkeypatch, Wanted(dtypes=("bfloat16",), widths=(128,))) == bfloat16
+    assert tuned(monkeypatch, Wanted(("hopper_attention",), ("bfloat16",), (128,))) == bfloat16[1:]
+    assert len(tuned(monkeypatch, Wanted(dtypes=("float32", "float16"), widths=(64,)))) == 3
+    with assert_refused("HF-KERNEL", found="hopper_attention on sm80"):
+        tuned(monkeypatch, Wanted(("hopper_attention",)), "sm80")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"kernels": ("ragged",)}, "ragged"),
+        ({"dtypes": ("bfloat16", "bfloat")}, "bfloat (did you mean"),
+        ({"widths": (96,)}, "96"),
+        ({"kernels": ("hopper_attention",), "dtypes": ("float32",)}, "hopper_attention, float32"),
+    ],
+)
+def test_what_is_never_measured_is_refused(wanted, found):
+    with assert_refused("HF-OPTION", found=found):
+        Wanted(**wanted)
