@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from check import Checks
 from report import caption, facts, write
 from rollout_report import compare, draw, table
-from side_by_side import Plan, Rollouts, batches, because, check
+from side_by_side import Plan, Result, Rollouts, batches, because, check
 from sides import (
     COUNTS,
     DENSE,
@@ -65,7 +66,7 @@ def all_variants(targets: Sequence[str]) -> list[Variant]:
 
 
 def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[str, Any]) -> None:
-    """All lengths at one resolution; the report is written after each batch of variants."""
+    """All lengths at one resolution; the report is written whenever something new is known of a variant."""
     device = torch.device("cpu" if arguments.dry_run else "cuda")
     dtype = torch.float32 if arguments.dry_run else torch.bfloat16
     config = config_of(resolution, arguments.layers)
@@ -79,26 +80,35 @@ def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[
     settings = settings_of(arguments, config, device, dtype)
     report["settings"]["sdpa"] = {"a0": settings.flash.name, "others": settings.best.name}
     video = Video(config, example.SELF_FORCING_TIMESTEPS, dtype, device)
-    checked = check(variants, Checks(model, video, settings))
+    cases = [
+        {"case": f"{resolution.name} {frames} frames", "config": asdict(config), "frames": frames, "variants": {}}
+        for frames in arguments.frames
+    ]
+    report["cases"] += cases
+
+    def known(case: dict[str, Any], results: dict[str, Result]) -> None:
+        for name, result in results.items():
+            result.first_chunk = firsts.get(name)
+        found = {name: asdict(result) for name, result in results.items()}
+        case["variants"] = compare(found, [variant for variant in variants if variant.name in found])
+        write(report, arguments.out)
+
+    checked = check(variants, Checks(model, video, settings), lambda results: [known(case, results) for case in cases])
     if not arguments.dry_run:
         torch._dynamo.reset()  # the graphs of the short model would be looked through in every call
-    for frames in arguments.frames:
-        print(f"{resolution.name} {frames} frames", file=sys.stderr, flush=True)
+    for case in cases:
+        print(case["case"], file=sys.stderr, flush=True)
         results = {name: replace(result) for name, result in checked.items()}
         right = [variant for variant in variants if results[variant.name].state == "ok"]
-        rollouts = Rollouts(model, video, settings, Plan.of(frames, timed=not arguments.dry_run))
+        plan, tell = Plan.of(case["frames"], timed=not arguments.dry_run), partial(known, case)
+        rollouts = Rollouts(model, video, settings, plan, known=tell)
         room = float("inf")
         if rollouts.on_gpu:
             torch.cuda.empty_cache()
             room = torch.cuda.mem_get_info()[0] * 0.6  # the rest is for activations
-        case = {"case": f"{resolution.name} {frames} frames", "config": asdict(config), "frames": frames}
-        report["cases"].append(case)
         for number, batch in enumerate(batches(right, config, dtype.itemsize, room)):
             rollouts.run(batch, results, number)
-            for name, result in results.items():
-                result.first_chunk = firsts.get(name)
-            case["variants"] = compare({name: asdict(result) for name, result in results.items()}, variants)
-            write(report, arguments.out)
+            tell(results)
 
 
 def settings_of(arguments: argparse.Namespace, config: Any, device: torch.device, dtype: torch.dtype) -> Settings:

@@ -72,22 +72,28 @@ def because(error: Exception, variant: Variant) -> Result:
     return Result("refused" if known else "failed", first_line(error))
 
 
-def check(variants: Sequence[Variant], checks: Checks) -> dict[str, Result]:
-    """Every variant against its reference."""
-    results = {}
+def check(
+    variants: Sequence[Variant], checks: Checks, known: Callable[[dict[str, Result]], None] = lambda _: None
+) -> dict[str, Result]:
+    """Every variant against its reference. `known` is told after each of them what is known by then."""
+    results = dict[str, Result]()
     for variant in variants:
         print(f"  checking {variant.name}", file=sys.stderr, flush=True)
-        try:
-            found = checks(variant)
-        except Exception as error:
-            results[variant.name] = because(error, variant)
-            continue
-        result = Result(allowed=found.allowed, control=found.control)
-        result.error = found.error if found.error == found.error else None
-        if not found.error <= found.allowed:
-            result.state, result.reason = "wrong", f"error {found.error:.2g}, at most {found.allowed:.2g} is allowed"
-        results[variant.name] = result
+        results[variant.name] = _checked(variant, checks)
+        known(results)
     return results
+
+
+def _checked(variant: Variant, checks: Checks) -> Result:
+    try:
+        found = checks(variant)
+    except Exception as error:
+        return because(error, variant)
+    result = Result(allowed=found.allowed, control=found.control)
+    result.error = found.error if found.error == found.error else None
+    if not found.error <= found.allowed:
+        result.state, result.reason = "wrong", f"error {found.error:.2g}, at most {found.allowed:.2g} is allowed"
+    return result
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ class Rollouts:
 
     Args:
         observe: told after every chunk of a variant, and what it took.
+        known: told after every variant that was looked into what is known by then.
     """
 
     def __init__(
@@ -126,7 +133,9 @@ class Rollouts:
         settings: Settings,
         plan: Plan,
         observe: Callable[[Variant, int, Spent], None] = lambda *_: None,
+        known: Callable[[dict[str, Result]], None] = lambda _: None,
     ) -> None:
+        self.known = known
         self.model, self.video, self.settings, self.plan, self.observe = model, video, settings, plan, observe
         self.on_gpu = settings.device.type == "cuda"
 
@@ -163,6 +172,7 @@ class Rollouts:
             result.batch, (result.graphs, result.later_graphs) = number, graphs[variant]
             result.held_bytes = sides[variant].held()
             self._guarded(variant, sides, results, lambda v=variant: self._looked_into(v, sides[v], results, times))
+            self.known(results)
         self._differences(flows, results)
         for side in sides.values():
             side.close()

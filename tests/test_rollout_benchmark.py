@@ -86,6 +86,28 @@ def test_a_variant_that_breaks_on_the_way_is_out_and_says_why(tmp_path, monkeypa
     assert broken["held_bytes"] is None
 
 
+@pytest.mark.parametrize(("during", "held"), [("run", [False, False]), ("_looked_into", [True, False])])
+def test_a_run_that_is_cut_off_leaves_what_was_known(during, held, tmp_path, monkeypatch):
+    """Behind the checks, and behind the measurement of a variant."""
+    right, calls = getattr(side_by_side.Rollouts, during), []
+
+    def cut_off(*arguments):
+        calls.append(arguments)
+        if during == "run" or len(calls) == 2:
+            raise KeyboardInterrupt
+        return right(*arguments)
+
+    monkeypatch.setattr(side_by_side.Rollouts, during, cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        dry_run(tmp_path, "a0", "grouped dummy_forcing")
+    left = json.loads((tmp_path / "rollout.json").read_text())
+    (case,) = left["cases"]
+    assert not left["ok"]
+    assert [result["state"] for result in case["variants"].values()] == ["ok", "ok"]
+    assert all(result["error"] is not None for result in case["variants"].values())
+    assert [result["held_bytes"] is not None for result in case["variants"].values()] == held
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert rollout.main([]) == 2
