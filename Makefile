@@ -48,7 +48,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Everything that needs a GPU, in one command; FOLDER/*.txt and *.json are what it leaves.
+# Everything that needs a GPU, in one command; GPU_OUT/summary.json and results.tar.gz are what it leaves.
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT) $(GPU_OPTIONS)
 
