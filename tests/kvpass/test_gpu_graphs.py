@@ -63,8 +63,15 @@ def never_waiting(device):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize(("device", "inner"), [WAYS[0], pytest.param("cuda", "inductor", marks=GPU)])
-@pytest.mark.parametrize("cudagraphs", [False, True], ids=["launched", "captured"])
+@pytest.mark.parametrize(
+    ("cudagraphs", "device", "inner"),
+    [
+        pytest.param(True, "cpu", "eager", marks=pytest.mark.shares_graphs),
+        pytest.param(False, "cuda", "inductor", marks=GPU),
+        pytest.param(True, "cuda", "inductor", marks=GPU),
+    ],
+    ids=["cpu", "launched", "captured"],
+)
 def test_a_steady_pass_never_waits_for_the_device(cudagraphs, device, inner):
     model = wan(sink_size=1, num_layers=2).to(device)
     config = model.config
