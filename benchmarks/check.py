@@ -69,16 +69,19 @@ class Checks:
 
     def _against_oracle(self, variant: Variant) -> Checked:
         side = variant.build(self.short, self.settings)
-        control = Control(LAYERS - 1, 0)
-        policy = bound_policy(variant.meaning, self.short.config)
+        control, policy = Control(LAYERS - 1, 0), bound_policy(variant.meaning, self.short.config)
+        oracles = [Oracle(policy, example, side.records, switch) for switch in (control, Control(0, 0))]
         exact, plain = (
-            _reference(model, self.settings, Oracle(policy, example, side.records, switch))
-            for model, switch in ((self.exact, control), (self.short, Control(0, 0)))
+            _reference(model, self.settings, oracle)
+            for model, oracle in zip((self.exact, self.short), oracles, strict=True)
         )
         errors, own = [], []
         with closing(side):
             for chunk in range(CHUNKS):
-                flows, expected = self._flows(side, chunk), self._flows(exact, chunk)
+                flows = self._flows(side, chunk)
+                for oracle in oracles:  # heads may have been classified on the way
+                    oracle.policy = side.policy() or policy
+                expected = self._flows(exact, chunk)
                 errors.append(error_of(flows, expected))
                 own.append(self._own(plain, chunk, expected))
             control.on = True

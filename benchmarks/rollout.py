@@ -31,6 +31,7 @@ from side_by_side import Plan, Result, Rollouts, batches, because, check
 from sides import (
     COUNTS,
     DENSE,
+    ONLINE,
     Settings,
     Variant,
     backends,
@@ -59,7 +60,7 @@ def all_variants(targets: Sequence[str]) -> list[Variant]:
     """Every variant, in the order in which they run. What is compared with comes first."""
     peers = [dense_eager("a0", best=False), dense_eager("a1", best=True), plain_compiled("b")]
     peers += [grouped_eager(preset) for preset in COUNTS]
-    meanings = (DENSE, "self_forcing", *COUNTS)
+    meanings = (DENSE, "self_forcing", *COUNTS, ONLINE)
     return peers + [
         ours(meaning, target, graphs) for target in targets for graphs in (False, True) for meaning in meanings
     ]

@@ -31,7 +31,8 @@ REFUSES = {"HF-CUDAGRAPHS", "HF-KERNEL", "HF-OPTION", "HF-TARGET"}
 class Result:
     """What came of a variant. Times are milliseconds, None where there is nothing to say.
 
-    `state`: ok, wrong, refused (it does not exist, or says that it cannot) or failed.
+    `state`: ok, wrong, refused (it does not exist, or says that it cannot) or failed. `every_ms`: of all measured
+    chunks, video by video; `chunk_ms` is the median of those that are steady.
     """
 
     state: str = "ok"
@@ -43,6 +44,7 @@ class Result:
     difference: float | None = None
     batch: int | None = None
     chunk_ms: float | None = None
+    every_ms: list[float] = field(default_factory=list)
     processor_ms: float | None = None
     slowest_over_median: float | None = None
     fps: float | None = None
@@ -145,7 +147,7 @@ class Rollouts:
         for variant in batch:
             self._guarded(variant, sides, results, lambda v=variant: sides.update({v: self._built(v)}))
         graphs = {variant: [0, 0] for variant in sides}
-        times: dict[Variant, list[Spent]] = {variant: [] for variant in sides}
+        times: dict[Variant, list[tuple[int, Spent]]] = {variant: [] for variant in sides}
         flows: dict[Variant, Any] = {}
 
         def step(variant: Variant, chunk: int, measured: bool) -> None:
@@ -159,8 +161,8 @@ class Rollouts:
                 result.replays = (result.replays or 0) + side.replays() - replays
             if not all(bool(flow.isfinite().all()) for flow in last):
                 raise ArithmeticError(f"chunk {chunk} is not a number")
-            if measured and chunk >= plan.steady:
-                times[variant].append(spent)
+            if measured:
+                times[variant].append((chunk, spent))
                 flows[variant] = last
 
         for measured in [False] + [True] * plan.videos:
@@ -211,13 +213,15 @@ class Rollouts:
         variant: Variant,
         side: Side,
         results: dict[str, Result],
-        times: dict[Variant, list[Spent]],
+        times: dict[Variant, list[tuple[int, Spent]]],
     ) -> None:
         """Times; and on a GPU one more chunk for the memory that it takes, and one under the profiler."""
         result = results[variant.name]
         if not self.plan.timed:
             return
-        wall, processor, _ = zip(*times[variant], strict=True)
+        result.every_ms = [spent.wall for _, spent in times[variant]]
+        steady = [spent for chunk, spent in times[variant] if chunk >= self.plan.steady]
+        wall, processor, _ = zip(*steady, strict=True)
         result.chunk_ms, result.processor_ms = statistics.median(wall), statistics.median(processor)
         result.slowest_over_median = max(wall) / result.chunk_ms
         result.fps = CHUNK * PIXEL_FRAMES / result.chunk_ms * 1e3

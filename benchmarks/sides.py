@@ -27,6 +27,9 @@ from headforce.presets import Labels, make_preset
 DENSE = "dense"
 """What a side means that reads the newest 21 frames in every head; others mean a preset."""
 
+ONLINE = "dummy_forcing online"
+"""What a side means whose heads are classified in every video, as Dummy Forcing's own code does it."""
+
 COUNTS = {
     "forcing_kv": {"static": 134, "dynamic": 226},
     "dummy_forcing": {"sink": 60, "neighbor": 120, "dummy": 180},
@@ -48,14 +51,21 @@ def policy_of(meaning: str, config: Any) -> Policy:
         return Policy({})
     if meaning == "self_forcing":
         return make_preset(meaning, window=WINDOW)
+    if meaning == ONLINE:
+        return make_preset("dummy_forcing")
     return make_preset(meaning, labels=labels_of(meaning, config.num_layers, config.num_heads))
 
 
 def bound_policy(meaning: str, config: Any) -> BoundPolicy:
-    """The same for its heads; `native()` is the window of the model."""
+    """The same for its heads."""
+    return bound(policy_of(meaning, config), config)
+
+
+def bound(policy: Policy, config: Any) -> BoundPolicy:
+    """A policy for the heads of a model of this size; `native()` is the window of the model."""
     native = make_preset("self_forcing", window=WINDOW).classes["all"]
     shape = {"layers": config.num_layers, "heads": config.num_heads, "tokens": config.tokens_per_frame}
-    return policy_of(meaning, config).bind(**shape, native=native)
+    return policy.bind(**shape, native=native)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class Side:
 
     Attributes:
         held: bytes of K and V that it holds. restart: makes its caches ready for another video.
+        policy: what its heads read, as far as that is settled; None where they read what the model reads.
         records: what its heads decide, for the oracle to replay. close: takes back what was done to the model.
         replays: how often a captured graph was replayed, if any is.
     """
@@ -111,6 +122,7 @@ class Side:
     held: Callable[[], int]
     restart: Callable[[], None]
     text: list[dict[str, Any]]
+    policy: Callable[[], BoundPolicy | None] = lambda: None
     records: Callable[[int, int], Any] = lambda layer, head: None
     close: Callable[[], None] = lambda: None
     replays: Callable[[], int | None] = lambda: None
@@ -221,6 +233,7 @@ def grouped_eager(preset: str) -> Variant:
             lambda: sum(layer.held_bytes for layer in layers),
             lambda: None,
             _texts(model),
+            lambda: policy,
             decisions.record,
         )
 
@@ -232,8 +245,8 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
     name = f"headforce {meaning} {target}" + (" graphs" if cudagraphs else "")
 
     def build(model: Any, settings: Settings) -> Side:
-        own = twin(model)
-        session = headforce.prepare(own, policy_of(meaning, model.config))
+        own, policy = twin(model), policy_of(meaning, model.config)
+        session = headforce.prepare(own, policy)
         try:
             # Graphs of whole passes need the whole model in one piece.
             blocks = None if settings.whole or cudagraphs else "blocks"
@@ -242,6 +255,10 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
         except Exception:
             session.restore()
             raise
+
+        def settled() -> BoundPolicy:
+            labels = session.labels
+            return bound(policy if labels is None else policy.classified(labels.layers), model.config)
 
         def record(layer: int, head: int) -> Any:
             memory = session.cache_sets[-1].stream.lane(layer, head).memory
@@ -261,6 +278,7 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
             lambda: session.pool_bytes,
             lambda: example.reset_caches(caches, []),
             _texts(own),
+            settled,
             record,
             close,
             (lambda: session.replays) if cudagraphs else (lambda: None),

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from headforce.kvpass.session import Session
+from headforce.presets import make_preset
 from tests.benchmark_scripts import load
 
 rollout, side_by_side, grouped, parts, first_chunk, report = map(
@@ -52,6 +54,23 @@ def test_peers_and_captured_passes_are_right_and_get_no_times(tmp_path, capsys):
     assert (tmp_path / "rollout.png").exists()
     rows = [line for line in capsys.readouterr().out.splitlines() if "dry 21 frames" in line]
     assert len(rows) == len(names)
+
+
+def test_heads_that_are_classified_on_the_way_are_checked_by_the_classes_they_got(tmp_path, monkeypatch):
+    labels, seen = Session.labels.fget, []
+
+    def watched(session):
+        seen.append(labels(session))
+        return seen[-1]
+
+    monkeypatch.setattr(Session, "labels", property(watched))
+    name = "headforce dummy_forcing online sdpa"
+    status, found = dry_run(tmp_path, name)
+    assert (status, found[name]["state"], found[name]["later_graphs"]) == (0, "ok", 0)
+    assert found[name]["error"] <= found[name]["allowed"] == 1e-4 < found[name]["control"] / 100
+    assert seen[:2] == [None, None]  # up to the chunk that is measured
+    guess = make_preset("dummy_forcing").classify.guess(3, seen[-1].heads)
+    assert list(map(list, seen[-1].layers)) != guess  # so that an oracle that was not told would disagree
 
 
 def side_by_side_presets():
