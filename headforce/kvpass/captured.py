@@ -55,16 +55,15 @@ class Captured:
         return tuple(results[i] if own else ahead[i] for own, i in parts.returns)
 
     def _filled(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor]:
-        """Buffers with what is in these tensors: those `given` keep their strides, as compilers rely on them."""
-        sources = [*map(_dense, given), *made]
+        """Buffers with what is in these tensors. Strides are kept, as compilers rely on them."""
+        sources = [_dense(tensor) for tensor in (*given, *made)]
         kind = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (*given, *made))
         if kind not in self._buffers:
             self._check(sources)
             with torch.inference_mode(False):
                 memory = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in sources]
-                memory[len(given) :] = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in made]
-            shown = [buffer.expand(t.shape) for buffer, t in zip(memory, given, strict=False)]
-            self._buffers[kind] = memory, [*shown, *memory[len(given) :]]
+            shown = [buffer.expand(t.shape) for buffer, t in zip(memory, (*given, *made), strict=True)]
+            self._buffers[kind] = memory, shown
         memory, buffers = self._buffers[kind]
         if memory:
             torch._foreach_copy_(memory, sources)

@@ -20,24 +20,37 @@ class AddedInputs:
     Args:
         module: the graph, which is changed.
         example_inputs: what Dynamo gave the backend with it.
+
+    Attributes:
+        nodes: the inputs that were added. examples: the example values of all inputs.
     """
 
     def __init__(self, module: GraphModule, example_inputs: Sequence[Any]) -> None:
         self.module = module
+        self.nodes: list[Node] = []
         self.examples = list(example_inputs)
         self._last = [node for node in module.graph.nodes if node.op == "placeholder"][-1]
 
     def add(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, dynamic: Sequence[int]
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        dynamic: Sequence[int],
+        strides: Sequence[int] | None = None,
     ) -> Node:
         """A new input. Its dims in `dynamic` may have any size; give them an example size other than 0 and 1."""
         graph = self.module.graph
         like = torch.empty(tuple(shape), dtype=dtype, device=device)
+        if strides is not None:
+            like = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)
         with graph.inserting_after(self._last):
             node = graph.placeholder(name)
         value = symbolic_fake(like, name, dynamic, self.examples)
         node.meta["example_value"] = value
         with_source(node, name)
         self.examples.append(value)
+        self.nodes.append(node)
         self._last = node
         return node

@@ -215,6 +215,11 @@ class RopeForm:
     query_factors: tuple[Factor, ...] = ()
     key_factors: tuple[Factor, ...] = ()
 
+    @property
+    def all_tables(self) -> tuple[Node, ...]:
+        """The tables of all pairs, once each."""
+        return tuple(dict.fromkeys((*self.tables, *(table for place in self.places for table in place.tables))))
+
 
 @dataclass(frozen=True)
 class Site:

@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ..errors import HeadforceError
 from ..lowering.targets import default_target
 from ..lowering.watch import watching
 from . import torch_private
+from .bodies import compile_body
 from .captured import Captured
 from .checking import Checker
 from .cuda_graphs import find_recorder
@@ -29,7 +30,7 @@ from .layers import OBSERVED, OWNED, PLAIN, PROBED, VIEW, Caches, Layer, layer_o
 from .lower import Lowered, lower_owned, lower_probed, lower_view
 from .notes import Notes
 from .options import Options
-from .parted import parted
+from .parted import Parted, partable, parted
 from .site import SiteReport
 from .site_reader import SiteReader
 from .unprepared import Unprepared
@@ -158,19 +159,26 @@ class SiteGraph:
             check(site)
         lowered = lower(module, self._examples, sites, self._target, self._device)
         self._notes.lowered(name, lowered.module)
+        tables = [table for site in sites if site.rope is not None for table in site.rope.all_tables]
         if self.settings.cudagraphs:
-            return self._capturing(name, lowered)
+            return self._capturing(name, lowered, tables)
+        if name in (OWNED, OBSERVED) and partable(lowered.module, lowered.examples, tables):
+            parts = self._parted(lowered, tables)
+            return parts.joined(compile_body(parts, self.settings))
         return compile_inner(lowered.module, lowered.examples, self.settings)
 
-    def _capturing(self, name: str, lowered: Lowered) -> Captured:
+    def _capturing(self, name: str, lowered: Lowered, tables: Sequence[Node]) -> Captured:
         """A variant whose passes are captured; HF-CUDAGRAPHS where that cannot be."""
         if name not in (OWNED, OBSERVED):
             raise HeadforceError(
                 "HF-CUDAGRAPHS", site="cudagraphs", found=f"{name} mode", needed="a model prepared in owned mode"
             )
         recorder = find_recorder(self._device, self._target)
-        parts = parted(lowered.module, lowered.examples, len(lowered.examples) - len(self._examples))
-        return Captured(parts, compile_inner(parts.body, parts.examples, self.settings), recorder, self._device)
+        parts = self._parted(lowered, tables)
+        return Captured(parts, compile_body(parts, self.settings), recorder, self._device)
+
+    def _parted(self, lowered: Lowered, tables: Sequence[Node]) -> Parted:
+        return parted(lowered.module, lowered.examples, len(lowered.examples) - len(self._examples), tables)
 
     @property
     def captured(self) -> list[Captured]:

@@ -147,6 +147,18 @@ def with_source(node: torch.fx.Node, name: str) -> None:
     node._dynamo_source = LocalSource(name, is_input=False)  # type: ignore[attr-defined]
 
 
+def static_input_type(node: torch.fx.Node) -> Any:
+    """What Dynamo says of an input whose address stays, which compilers may rely on; None for another."""
+    return (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type")
+
+
+def is_plain_fake(value: Any) -> bool:
+    """Whether an example value is a tensor without more to it than shape, strides, dtype and device."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return type(value) is FakeTensor or (isinstance(value, torch.nn.Parameter) and isinstance(value, FakeTensor))
+
+
 def _fake_mode(values: Iterable[Any]) -> Any | None:
     context = torch._guards.TracingContext.try_get()
     if context is not None and context.fake_mode is not None:

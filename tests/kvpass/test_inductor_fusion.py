@@ -24,8 +24,8 @@ from headforce.policy import Policy
 from ..lowering.test_ops import copies
 from .conftest import text, wan
 
-ONLY_PLAIN = {"copy", "slice"}
-"""What only the unmodified block does: it writes to its cache, and takes slices of it."""
+ONLY_PLAIN = {"copy", "slice", "with", "sizes"}
+"""What only the unmodified block does: it writes to its cache, takes slices of it, and splits its RoPE table."""
 
 
 @pytest.fixture(autouse=True)
