@@ -117,7 +117,7 @@ def _target(architecture: str) -> GPUTarget:
 def _signature(kernel: Any, spec: Spec, gluon: bool) -> dict[str, str]:
     cache = TYPES[spec.cache_dtype]
     kinds = {"reads": "*i32", "runs": "*i32", "pages": "*i64", "theta": "*fp64", "scale": "fp32"}
-    kinds |= dict.fromkeys(("lse", "part_out", "part_lse", "query_turn", "key_turn"), "*fp32")
+    kinds |= dict.fromkeys(("lse", "part_out", "part_lse", "angles", "query_turn", "key_turn"), "*fp32")
     kinds |= dict.fromkeys(("query", "out"), f"*{TYPES[spec.dtype]}")
     kinds |= dict.fromkeys(("key", "value", "k_pool", "v_pool"), f"*{cache}")
     for name, width in (("key_tiles", spec.block_d), ("value_tiles", spec.block_dv)):

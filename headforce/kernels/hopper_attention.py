@@ -41,6 +41,7 @@ LSE = gl.constexpr(True)
 
 LN2 = gl.constexpr(0.6931471805599453)
 TWO_PI = gl.constexpr(6.283185307179586)
+PER_RADIAN = gl.constexpr(0.15915494309189535)  # turns
 HALF = gl.constexpr(BLOCK_M.value // 2)  # query rows of a group
 SEARCH = gl.constexpr(32)  # reads that are looked at together: one for each thread of a warp
 SLICE = gl.constexpr(16)  # query rows that are turned at a time, to be easy on registers
@@ -99,36 +100,57 @@ def producer(key_tiles, value_tiles, rings, walk, columns):
 
 
 @gluon.jit
+def channels(dim, pairs, first_pair):
+    """Of every channel: whether it leads its pair, the other one of the pair, the pair's rate, and whether it turns."""
+    if SPLIT_HALF:
+        leads = dim < D // 2
+        other = gl.where(leads, dim + D // 2, dim - D // 2)
+        pair = gl.where(leads, dim, dim - D // 2) - first_pair
+    else:
+        leads = dim % 2 == 0
+        other = dim ^ 1
+        pair = dim // 2 - first_pair
+    return leads, other, pair, (pair >= 0) & (pair < pairs)
+
+
+@gluon.jit
+def store_angles(shift, turning):
+    """Cosine and signed sine of every channel, for keys that are moved by `shift` frames; each by one thread."""
+    theta, pairs, first_pair, cosines, sines = turning
+    flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    leads, other, pair, turns = channels(gl.arange(0, D, flat), pairs, first_pair)
+    rate = gl.load(theta + pair, mask=turns, other=0.0)
+    # Brought back into one turn before it becomes float32.
+    turn = rate * (shift.to(gl.float64) * PER_RADIAN)
+    angle = ((turn - gl.floor(turn)) * TWO_PI).to(gl.float32)
+    sine = gl.sin(angle)
+    cosines.store(gl.cos(angle))
+    sines.store(gl.where(leads, sine, -sine))
+
+
+@gluon.jit
 def store_query(q_smem, first, stride, rows, shift, turning):
     """Puts this group's rows of the query into shared memory, as keys see them that are moved by `shift` frames."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     dim = gl.arange(0, D, gl.SliceLayout(0, layout))
     if ROTATED:
         # <q, turn(k, shift)> = <turn(q, -shift), k>; see `kernels.ragged_attention.turned_tile`
-        theta, pairs, first_pair = turning
-        if SPLIT_HALF:
-            leads = dim < D // 2
-            other = gl.where(leads, dim + D // 2, dim - D // 2)
-            pair = gl.where(leads, dim, dim - D // 2) - first_pair
-        else:
-            leads = dim % 2 == 0
-            other = dim ^ 1
-            pair = dim // 2 - first_pair
-        turns = (pair >= 0) & (pair < pairs)
-        rate = gl.load(theta + pair, mask=turns, other=0.0)
-        # Brought back into one turn before it becomes float32. The library's functions are long, but with shorter ones
-        # registers are spilled in every round of the loop that this is inlined into.
-        angle = rate * shift.to(gl.float64)
-        angle = (angle - gl.floor(angle / TWO_PI) * TWO_PI).to(gl.float32)
-        cosine = gl.cos(angle)
-        sine = gl.where(leads, gl.sin(angle), -gl.sin(angle))
+        store_angles(shift, turning)
+        theta, pairs, first_pair, cosines, sines = turning
+        cosine = cosines.load(gl.SliceLayout(0, layout))
+        sine = sines.load(gl.SliceLayout(0, layout))
+        leads, other, pair, turns = channels(dim, pairs, first_pair)
     for part in gl.static_range(HALF // SLICE):
         row = part * SLICE + gl.arange(0, SLICE, gl.SliceLayout(1, layout))
         there = (row < rows)[:, None]
         at = first + row[:, None] * stride
         tile = gl.load(at + dim[None, :], mask=there, other=0.0)
         if ROTATED:
-            partner = gl.load(at + other[None, :], mask=there, other=0.0)
+            if SPLIT_HALF:
+                partner = gl.load(at + other[None, :], mask=there, other=0.0)
+            else:
+                even, odd = gl.split(gl.reshape(tile, [SLICE, D // 2, 2]))
+                partner = gl.convert_layout(gl.reshape(gl.join(odd, even), [SLICE, D]), layout)
             turned = tile.to(gl.float32) * cosine[None, :] + partner.to(gl.float32) * sine[None, :]
             tile = turned.to(tile.dtype)
         q_smem.slice(part * SLICE, SLICE, dim=0).store(tile)
@@ -370,12 +392,15 @@ def hopper_attention(
         (value_at % value_row).to(gl.int32),
     )
     turning = ()
+    other_turning = ()
     if ROTATED:
-        turning = (theta, pairs, first_pair)
+        angles = gl.allocate_shared_memory(gl.float32, [4, D], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        turning = (theta, pairs, first_pair, angles.index(0), angles.index(1))
+        other_turning = (theta, pairs, first_pair, angles.index(2), angles.index(3))
     gl.warp_specialize(
         [
             (consumer, (q_smem, rings, walk, asked, turning, answer, 0)),
-            (consumer, (q_smem, rings, walk, asked, turning, answer, 1)),
+            (consumer, (q_smem, rings, walk, asked, other_turning, answer, 1)),
             (producer, (key_tiles, value_tiles, rings, walk, columns)),
         ],
         [4, 1],

@@ -34,6 +34,7 @@ PRECISION = tl.constexpr("tf32")  # of products of float32; "ieee" is full float
 
 LN2 = tl.constexpr(0.6931471805599453)
 TWO_PI = tl.constexpr(6.283185307179586)
+PER_RADIAN = tl.constexpr(0.15915494309189535)  # turns
 SEARCH = tl.constexpr(32)  # reads that are looked at together: one for each thread of a warp, see `find_read`
 
 
@@ -56,17 +57,8 @@ def cosine_and_sine(turns):
 
 
 @triton.jit
-def turned_tile(
-    tile,  # [BLOCK_M, BLOCK_D]
-    first,  # where its first row begins in memory
-    stride,  # elements from one row to the next
-    row_mask,  # [BLOCK_M, 1]
-    shift,  # frames by which the keys of the run are moved
-    theta,
-    pairs,
-    first_pair,
-):
-    """The query as keys see it that are moved by `shift`: <q, turn(k, shift)> = <turn(q, -shift), k>."""
+def channels(pairs, first_pair):
+    """Of every channel: whether it leads its pair, the other one of the pair, the pair's rate, and whether it turns."""
     dim = tl.arange(0, BLOCK_D)
     if SPLIT_HALF:
         leads = dim < D // 2
@@ -76,12 +68,53 @@ def turned_tile(
         leads = dim % 2 == 0
         other = dim ^ 1
         pair = dim // 2 - first_pair
-    turns = (pair >= 0) & (pair < pairs) & (dim < D)
+    return leads, other, pair, (pair >= 0) & (pair < pairs) & (dim < D)
+
+
+@triton.jit
+def angles_of_program(angles):
+    """Where this program keeps its angles."""
+    return angles + tl.program_id(0) * (2 * BLOCK_D)
+
+
+@triton.jit
+def write_angles(angles, shift, theta, pairs, first_pair):
+    """Cosine and signed sine of every channel, for keys that are moved by `shift` frames.
+
+    They go through memory because every thread needs all of a row's, as an operand of a product lies: it would compute
+    some 64 angles by itself, in float64, where it now computes one and loads 64.
+    """
+    leads, other, pair, turns = channels(pairs, first_pair)
     rate = tl.load(theta + pair, mask=turns, other=0.0)
-    cosine, sine = cosine_and_sine(rate * shift.to(tl.float64) / TWO_PI)
-    sine = tl.where(leads, sine, -sine)
-    rows = tl.arange(0, BLOCK_M)[:, None] * stride
-    partner = tl.load(first + (rows + other[None, :]), mask=row_mask & turns[None, :], other=0.0)
+    cosine, sine = cosine_and_sine(rate * (shift.to(tl.float64) * PER_RADIAN))
+    at = angles + tl.arange(0, BLOCK_D)
+    tl.debug_barrier()  # the angles before may still be read
+    tl.store(at, cosine)
+    tl.store(at + BLOCK_D, tl.where(leads, sine, -sine))
+    tl.debug_barrier()
+
+
+@triton.jit
+def turned_tile(
+    tile,  # [BLOCK_M, BLOCK_D]
+    first,  # where its first row begins in memory
+    stride,  # elements from one row to the next
+    row_mask,  # [BLOCK_M, 1]
+    angles,  # of this program, see `write_angles`
+    pairs,
+    first_pair,
+):
+    """The query as keys see it that are moved: <q, turn(k, shift)> = <turn(q, -shift), k>."""
+    leads, other, pair, turns = channels(pairs, first_pair)
+    at = angles + tl.arange(0, BLOCK_D)
+    cosine = tl.load(at)
+    sine = tl.load(at + BLOCK_D)
+    if SPLIT_HALF:
+        rows = tl.arange(0, BLOCK_M)[:, None] * stride
+        partner = tl.load(first + (rows + other[None, :]), mask=row_mask & turns[None, :], other=0.0)
+    else:
+        even, odd = tl.split(tl.reshape(tile, (BLOCK_M, BLOCK_D // 2, 2)))
+        partner = tl.reshape(tl.join(odd, even), (BLOCK_M, BLOCK_D))
     turned = tile.to(tl.float32) * cosine[None, :] + partner.to(tl.float32) * sine[None, :]
     return turned.to(tile.dtype)
 
@@ -113,15 +146,16 @@ def attend(
     scale,
     WHOLE: tl.constexpr,
 ):
-    """One block of keys: online softmax in float32."""
+    """One block of keys: online softmax in float32. The scale is positive, so the largest score is largest without it,
+    and the product is part of what the difference takes anyway."""
     if CONVERTED:
         key = key.to(tile.dtype)
         value = value.to(tile.dtype)
-    scores = tl.dot(tile, tl.trans(key), input_precision=PRECISION) * scale
+    scores = tl.dot(tile, tl.trans(key), input_precision=PRECISION)
     if not WHOLE:
         scores = tl.where((tl.arange(0, BLOCK_N) < rows)[None, :], scores, float("-inf"))
-    peak = tl.maximum(highest, tl.max(scores, 1))
-    weights = tl.exp2(scores - peak[:, None])
+    peak = tl.maximum(highest, tl.max(scores, 1) * scale)
+    weights = tl.exp2(scores * scale - peak[:, None])
     fade = tl.exp2(highest - peak)
     total = tl.dot(weights.to(value.dtype), value, total * fade[:, None], input_precision=PRECISION)
     return total, weight * fade + tl.sum(weights, 1), peak
@@ -165,6 +199,7 @@ def ragged_attention(
     reads,
     runs,
     theta,
+    angles,  # [programs, 2, BLOCK_D], for each program to use
     query_batch,
     query_row,
     query_head,
@@ -183,7 +218,7 @@ def ragged_attention(
     group,  # query heads that share a K/V head
     pairs,
     first_pair,
-    scale,  # on scores, times log2(e)
+    scale,  # on scores, times log2(e); positive
 ):
     """Grid: (at least one for each tile of each part of each read)."""
     its_read, number = find_read(reads, read_count, tl.program_id(0))
@@ -251,9 +286,10 @@ def ragged_attention(
             shift = tl.load(runs + r * 3 + 2)
             if shift != turned:
                 tile = load_rows(first_query, query_row, rows_left, D, BLOCK_D, BLOCK_M, False)
-                tile = turned_tile(
-                    tile, first_query, query_row, (row < rows_left)[:, None], shift, theta, pairs, first_pair
-                )
+                there = (row < rows_left)[:, None]
+                own_angles = angles_of_program(angles)
+                write_angles(own_angles, shift, theta, pairs, first_pair)
+                tile = turned_tile(tile, first_query, query_row, there, own_angles, pairs, first_pair)
                 turned = shift
         for block in tl.range(low, high, num_stages=STAGES):
             at = run_row + block * BLOCK_N

@@ -112,6 +112,8 @@ def attention(
         check_bounds(reads, runs, **of_query, rows=rows, part_tiles=room)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     batch, tokens, heads, _ = query.shape
+    if kernel != HOPPER and not scale > 0:  # kernels look for the largest score before they scale
+        query, scale = query * ((scale > 0) - (scale < 0)), abs(scale) or 1.0
     spec = _spec((query, key, value), theta, style, config, room > 0, with_lse)
     if kernel == HOPPER:
         _check_hopper(query, key, value, scale)
@@ -147,6 +149,8 @@ def attention(
         arguments["part_out"] = query.new_empty((room * TILE, spec.block_dv), dtype=torch.float32)
         arguments["part_lse"] = query.new_empty((room * TILE,), dtype=torch.float32)
     grid = (programs(len(reads), batch * heads, tokens, config.block_m, room),)
+    if spec.rotation is not None and kernel == PORTABLE:  # the other one has them in shared memory
+        arguments["angles"] = query.new_empty((*grid, 2, spec.block_d), dtype=torch.float32)
     launch(kernel_of(kernel, spec), grid, arguments, config)
     if spec.parts:
         grid_of_tiles = (-(-tokens // config.block_m), len(reads))

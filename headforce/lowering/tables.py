@@ -106,6 +106,7 @@ def fill(
     """
     layers, batch, heads = base.shape
     readings, most = room
+    most += -most % 4  # every layer's runs begin at a multiple of 16 bytes, or its launches would be compiled anew
     reads = np.zeros((layers, batch, heads, readings, len(READ_FIELDS)), dtype=np.int32)
     runs = np.zeros((layers, batch, heads, most, len(RUN_FIELDS)), dtype=np.int32)
     reads[..., 0] = np.arange(batch)[:, None, None]

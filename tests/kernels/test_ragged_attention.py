@@ -106,6 +106,15 @@ def test_the_log_of_the_sum_of_exponentials():
     assert torch.isfinite(lse).all()
 
 
+def test_a_negative_scale_prefers_what_is_least_alike():
+    _, plan, past, (reads, runs) = example()
+    operands = Operands(past, plan.chunk, rows=3)
+    query, key, value = (t.float() for t in (operands.query, operands.key, operands.value))
+    rest = (torch.from_numpy(reads[0]), torch.from_numpy(runs[0]), operands.theta, 1, INTERLEAVED, -0.4)
+    out, _ = attention(query, key, value, *rest, config=SMALL)
+    torch.testing.assert_close(out, ragged_attention(query, key, value, *rest), rtol=1e-5, atol=1e-5)
+
+
 # --- operands of the model's own cache -----------------------------------------------------------------------------
 
 
