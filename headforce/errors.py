@@ -309,7 +309,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-SHELL-SYSTEM": Entry(
         "This system cannot map the small shared memory that stands in for the model's cache.",
-        "Owned mode needs Linux with memfd_create, and CUDA virtual memory for a cache on a GPU; else use view mode.",
+        "Owned mode needs Linux with memfd_create, and CUDA virtual memory for a cache on a GPU. Elsewhere set "
+        "HEADFORCE_SHELLS=off, which keeps the model's own cache at its full size, or use view mode.",
         "A system other than Linux, or a sandbox that forbids memfd_create or virtual memory of the GPU.",
     ),
     "HF-SHELL-MAPS": Entry(

@@ -118,7 +118,7 @@ def store_angles(shift, turning):
     """Cosine and signed sine of every channel, for keys that are moved by `shift` frames; each by one thread."""
     theta, pairs, first_pair, cosines, sines = turning
     flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    leads, other, pair, turns = channels(gl.arange(0, D, flat), pairs, first_pair)
+    leads, _, pair, turns = channels(gl.arange(0, D, flat), pairs, first_pair)
     rate = gl.load(theta + pair, mask=turns, other=0.0)
     # Brought back into one turn before it becomes float32.
     turn = rate * (shift.to(gl.float64) * PER_RADIAN)
@@ -136,10 +136,10 @@ def store_query(q_smem, first, stride, rows, shift, turning):
     if ROTATED:
         # <q, turn(k, shift)> = <turn(q, -shift), k>; see `kernels.ragged_attention.turned_tile`
         store_angles(shift, turning)
-        theta, pairs, first_pair, cosines, sines = turning
+        _, pairs, first_pair, cosines, sines = turning
         cosine = cosines.load(gl.SliceLayout(0, layout))
         sine = sines.load(gl.SliceLayout(0, layout))
-        leads, other, pair, turns = channels(dim, pairs, first_pair)
+        _, other, _, _ = channels(dim, pairs, first_pair)
     for part in gl.static_range(HALF // SLICE):
         row = part * SLICE + gl.arange(0, SLICE, gl.SliceLayout(1, layout))
         there = (row < rows)[:, None]

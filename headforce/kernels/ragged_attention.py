@@ -84,7 +84,7 @@ def write_angles(angles, shift, theta, pairs, first_pair):
     They go through memory because every thread needs all of a row's, as an operand of a product lies: it would compute
     some 64 angles by itself, in float64, where it now computes one and loads 64.
     """
-    leads, other, pair, turns = channels(pairs, first_pair)
+    leads, _, pair, turns = channels(pairs, first_pair)
     rate = tl.load(theta + pair, mask=turns, other=0.0)
     cosine, sine = cosine_and_sine(rate * (shift.to(tl.float64) * PER_RADIAN))
     at = angles + tl.arange(0, BLOCK_D)
@@ -105,7 +105,7 @@ def turned_tile(
     first_pair,
 ):
     """The query as keys see it that are moved: <q, turn(k, shift)> = <turn(q, -shift), k>."""
-    leads, other, pair, turns = channels(pairs, first_pair)
+    _, other, _, turns = channels(pairs, first_pair)
     at = angles + tl.arange(0, BLOCK_D)
     cosine = tl.load(at)
     sine = tl.load(at + BLOCK_D)

@@ -20,6 +20,9 @@ What a shell costs on CPU (the CUDA twin is `shell_cuda.py`):
 A range is unmapped when its storage dies, so views, numpy arrays and DLPack capsules keep it valid; at interpreter exit
 the operating system does it. After `fork` both processes share the chunk and unmap their own ranges; `spawn` starts
 afresh. Core dumps leave shells out.
+
+Where no memory can be mapped, `HEADFORCE_SHELLS=off` makes them ordinary tensors: everything works, and the model's
+cache takes its full size beside headforce's pages.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ CHUNK_BYTES = 2 << 20  # the physical memory of all CPU shells; a huge page, and
 
 # Mappings left for the rest of the process: allocators, thread stacks and libraries fail hard at the limit.
 SPARE_MAPPINGS = 4096
+
+VARIABLE = "HEADFORCE_SHELLS"
 
 _MAP_FIXED = 0x10  # missing from Python's mmap module; the same on every architecture that torch supports
 _MADV_DONTDUMP = 16
@@ -68,12 +73,16 @@ def make_shell(
 
     Raises:
         HeadforceError: `HF-SHELL-SHAPE` without elements, `HF-SHELL-SYSTEM` where the memory cannot be mapped,
-            `HF-SHELL-MAPS` at the limit of mappings. Nothing stays mapped in any of these cases.
+            `HF-SHELL-MAPS` at the limit of mappings, `HF-OPTION` for another value of `HEADFORCE_SHELLS` than on and
+            off. Nothing stays mapped in any of these cases.
     """
     shape = torch.Size(shape)
     if min(shape, default=1) < 1:
         raise HeadforceError("HF-SHELL-SHAPE", found=f"shape {tuple(shape)}", needed="at least one element")
     device = torch.device(device)
+    if not _are_on():
+        with torch.inference_mode(False):
+            return torch.zeros(shape, dtype=dtype, device=device)
     if device.type == "cpu":
         storage = _cpu_storage(shape.numel() * dtype.itemsize)
     elif device.type == "cuda":
@@ -85,6 +94,13 @@ def make_shell(
     with torch.inference_mode(False):
         # set_ instead of view(dtype): the result is no view, so nothing treats it as an alias of a byte tensor.
         return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape)
+
+
+def _are_on() -> bool:
+    chosen = os.environ.get(VARIABLE) or "on"
+    if chosen not in ("on", "off"):
+        raise HeadforceError("HF-OPTION", site=VARIABLE, found=repr(chosen), needed="on or off")
+    return chosen == "on"
 
 
 def is_shell(tensor: torch.Tensor) -> bool:

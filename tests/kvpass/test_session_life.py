@@ -22,7 +22,7 @@ from headforce.kvpass.lower import MOST_SITES, _target_of
 from headforce.kvpass.options import read_options
 from headforce.kvpass.owned_caches import OwnedCaches
 from headforce.kvpass.running import active_session
-from headforce.kvpass.shell import is_shell, physical_bytes
+from headforce.kvpass.shell import is_shell, make_shell, physical_bytes
 from headforce.policy import Policy
 
 from .conftest import text, videos, wan
@@ -38,6 +38,19 @@ B = Policy.loads("headforce: 0\nclasses: {b: sink(1)}\ndefault: b")
 
 def rollout_of(model: torch.nn.Module) -> Rollout:
     return Rollout(torch.compile(model, backend="headforce", options=EAGER), model.config, (1000.0, 625.0))
+
+
+def test_without_mapped_memory_the_models_cache_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wan()
+    expected = Rollout(oracle_model(model, A), model.config, (1000.0, 625.0)).generate(text(model.config), [3] * 4)
+    monkeypatch.setenv("HEADFORCE_SHELLS", "off")
+    with headforce.prepare(model, policy=A):
+        rollout = rollout_of(model)
+        assert relative(rollout.generate(text(model.config), [3] * 4), expected) < 1e-5
+        assert not is_shell(rollout.kv_cache[0]["k"])
+    monkeypatch.setenv("HEADFORCE_SHELLS", "no")
+    with pytest.raises(HeadforceError, match=r"HF-OPTION.*on or off"):
+        make_shell((1,))
 
 
 def test_restore_leaves_the_model_as_it_was() -> None:
