@@ -303,7 +303,8 @@ class Session:
         keys and values anew. All streams of the model that have begun are switched, or none if one of them refuses.
 
         Args:
-            answer: for all heads, whatever the policy says: `keep()`, `flush(2)`, `recache(12)`, `cut(21)`.
+            answer: for all heads, whatever the policy says: `keep()`, `flush(2)`, `recache(12)`, `cut(21)`. Triton
+                compiles the kernels that turn keys at the first cut, unless `on_switch` names one.
             kv_cache: the caches of the one stream that is meant, as the model is called with them. Nobody tells when a
                 video is over, so its stream is switched too otherwise, for as long as its caches are held.
 
