@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +12,9 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import HeadforceError
+from ..lowering import ops
 from .options import Options
+from .torch_private import cache_key_tag
 
 
 def compile_inner(module: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -20,7 +25,8 @@ def compile_inner(module: GraphModule, example_inputs: Sequence[Any], options: O
 
         patches = dict(list_mode_options(options.inner_mode)) if options.inner_mode else {}
         patches.update(options.inner_options or {})
-        compiled: Callable[..., Any] = compile_fx(module, list(example_inputs), config_patches=patches)
+        with cache_key_tag(_our_operators()):
+            compiled: Callable[..., Any] = compile_fx(module, list(example_inputs), config_patches=patches)
         return compiled
     if options.inner == "eager":
         return module.forward
@@ -34,3 +40,10 @@ def compile_inner(module: GraphModule, example_inputs: Sequence[Any], options: O
         keywords["options"] = dict(options.inner_options)
     result: Callable[..., Any] = backend(module, list(example_inputs), **keywords)
     return result
+
+
+@functools.cache
+def _our_operators() -> str:
+    """What the results of headforce's operators look like, as a tag for torch's caches on disk: they keep what was
+    traced, and know operators by their names alone."""
+    return "headforce " + hashlib.sha256(inspect.getsource(ops).encode()).hexdigest()[:16]

@@ -190,9 +190,9 @@ def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, ta
         attention = graph.call_function(
             torch.ops.headforce.ragged_attention.default, (*sources, *rotated_pairs(site), scale, target)
         )
-        result = graph.call_method("permute", (attention, *(LAYOUT.index(axis) for axis in site.layout)))
+        result = graph.call_function(torch.permute, (attention, tuple(LAYOUT.index(axis) for axis in site.layout)))
         if site.folded is not None:
-            result = graph.call_method("flatten", (result, site.folded, site.folded + 1))
+            result = graph.call_function(torch.flatten, (result, site.folded, site.folded + 1))
     result.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(result)
     _erase_unused(graph, (site.node,))
@@ -221,8 +221,8 @@ def _arranged(graph: Graph, operand: Operand, dtype: torch.dtype) -> Node:
     """The operand as [B, S, H, D] in `dtype`."""
     node = operand.node
     if operand.layout != LAYOUT:
-        node = graph.call_method("permute", (node, *operand.order(LAYOUT)))
-    return node if operand.dtype == dtype else graph.call_method("to", (node, dtype))
+        node = graph.call_function(torch.permute, (node, operand.order(LAYOUT)))
+    return node if operand.dtype == dtype else graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
 
 
 def _finished(module: GraphModule, added: AddedInputs, sites: Sequence[Site], *, owned: bool) -> Lowered:

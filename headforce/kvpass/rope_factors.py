@@ -60,23 +60,23 @@ def turn_of(graph: Graph, factors: tuple[Factor, ...], style: str, pairs: int, d
     if len(factors) == 1:
         (complex_,) = factors
         real = graph.call_function(torch.view_as_real, (_rows_first(graph, complex_),))
-        turn = graph.call_method("reshape", (real, -1, pairs, 2))
+        turn = graph.call_function(torch.reshape, (real, (-1, pairs, 2)))
     else:
         lanes = [_pairs(graph, factor, style, pairs) for factor in factors]
         turn = graph.call_function(torch.stack, (lanes, -1))
-    return graph.call_method("to", (turn, dtype))
+    return graph.call_function(torch.ops.aten.to.dtype, (turn, dtype))
 
 
 def _rows_first(graph: Graph, factor: Factor) -> Node:
     order = [i for i, dim in enumerate(factor.dims) if dim != "dim"] + [factor.dims.index("dim")]
     if order == list(range(len(order))):
         return factor.node
-    return graph.call_method("permute", (factor.node, *order))
+    return graph.call_function(torch.permute, (factor.node, tuple(order)))
 
 
 def _pairs(graph: Graph, factor: Factor, style: str, pairs: int) -> Node:
     """[S, D / 2] out of a table over pairs, or over lanes of which both of a pair are equal."""
-    rows = graph.call_method("flatten", (_rows_first(graph, factor), 0, -2))
+    rows = graph.call_function(torch.flatten, (_rows_first(graph, factor), 0, -2))
     width = factor.node.meta["example_value"].shape[factor.dims.index("dim")]
     if int(width) == pairs:
         return rows

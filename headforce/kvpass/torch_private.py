@@ -296,6 +296,12 @@ def run_as_it_is(function: Callable[..., Any]) -> None:
     torch._dynamo.decorators.skip(function)
 
 
+def cache_key_tag(text: str) -> Any:
+    """While the context is open, torch's caches of compiled graphs find only what was compiled with this tag."""
+    settings = torch.compiler.config
+    return settings.patch(cache_key_tag=" ".join(filter(None, (settings.cache_key_tag, text))))
+
+
 def inductor_settings() -> tuple[list[str], frozenset[str]]:
     """Inductor's modes, and the names of its options."""
     from torch._inductor import list_mode_options, list_options

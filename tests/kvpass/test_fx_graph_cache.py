@@ -1,4 +1,4 @@
-"""A second process finds the compiled graphs of the first in Inductor's cache."""
+"""A second process finds what the first has compiled: in Inductor's cache, and in AOTAutograd's in front of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ CODE = """
         session.compile(blocks="blocks")
         next(Rollout(model, model.config, (1000.0,)).passes(text(model.config), [3], 0))
         assert session.report.count("rewritten") == session.report.graphs == 1
-    print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+    inductor, aot = counters["inductor"], counters["aot_autograd"]
+    print(inductor["fxgraph_cache_hit"], inductor["fxgraph_cache_miss"])
+    print(aot["autograd_cache_hit"], aot["autograd_cache_miss"], aot["autograd_cache_bypass"])
     """
 
 
@@ -46,7 +48,8 @@ def test_a_second_process_hits_the_cache(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return [int(n) for n in done.stdout.split()]
 
-    hits, misses = run()
+    hits, misses, *traced = run()
     assert hits == 0
     assert misses > 0
-    assert run() == [misses, 0]
+    assert traced == [0, misses, 0]
+    assert run() == [misses, 0, misses, 0, 0]  # not even traced again
