@@ -84,12 +84,19 @@ def _key(parts: Parted, settings: Options) -> Hashable | None:
 
 
 def _input(node: Node, example: Any, numbers: dict[Any, int] | None) -> Hashable:
-    """What a compiler sees of an input; sizes that are symbols by the order in which they occur."""
+    """What a compiler sees of an input; sizes that are symbols by the order in which they occur.
+
+    Nobody asks for the stride of a dim of size 1: the batch row of a slice of the noise has that of all frames there
+    are. Where an input begins in its storage is checked in every call, but for tensors whose address stays.
+    """
     if not is_plain_fake(example):
         raise _Unknown
-    sizes = tuple(_size(n, numbers) for n in (*example.shape, *example.stride(), example.storage_offset()))
+    strides = (1 if size == 1 else _size(n, numbers) for size, n in zip(example.shape, example.stride(), strict=True))
+    stays = static_input_type(node) is not None
     return (
-        sizes,
+        tuple(_size(n, numbers) for n in example.shape),
+        tuple(strides),
+        _size(example.storage_offset(), numbers) if stays else None,
         example.dtype,
         example.device,
         example.layout,

@@ -100,6 +100,18 @@ def test_another_computation_is_another_body(change):
     assert key_of(**change) not in (None, key_of())
 
 
+def test_the_stride_of_a_single_batch_row_does_not_matter():
+    def key(stride, size):
+        module, examples, _ = graph_of()
+        x = torch.empty_strided((size, 2), (stride, 1))
+        examples[1] = examples[0].fake_mode.from_tensor(x)
+        module.graph.find_nodes(op="placeholder")[1].meta["example_value"] = examples[1]
+        return bodies._key(parted(module, examples, 0, module.graph.find_nodes(op="placeholder")[:1]), SETTINGS)
+
+    assert key(100, 1) == key(7, 1) != key(7, 2)
+    assert key(100, 2) != key(7, 2)
+
+
 def test_zeros_of_either_sign_are_two():
     assert key_of(scale=0.0) != key_of(scale=-0.0)
 
