@@ -27,11 +27,11 @@ def _as_it_was():
     torch.set_num_threads(threads)
 
 
-def dry_run(folder, *names):
+def dry_run(folder, *names, options=()):
     """(exit status, variants) of a dry run in this process, of the variants of these names."""
     out = folder / "rollout.json"
     only = [word for name in names for word in ("--only", name)]
-    status = rollout.main(["--dry-run", "--frames", "21", "--out", str(out), *only])
+    status = rollout.main(["--dry-run", "--frames", "21", "--out", str(out), *options, *only])
     (case,) = json.loads(out.read_text())["cases"]
     return status, case["variants"]
 
@@ -65,7 +65,7 @@ def test_heads_that_are_classified_on_the_way_are_checked_by_the_classes_they_go
 
     monkeypatch.setattr(Session, "labels", property(watched))
     name = "headforce dummy_forcing online sdpa"
-    status, found = dry_run(tmp_path, name)
+    status, found = dry_run(tmp_path, name, options=["--blocks"])
     assert (status, found[name]["state"], found[name]["later_graphs"]) == (0, "ok", 0)
     assert found[name]["error"] <= found[name]["allowed"] == 1e-4 < found[name]["control"] / 100
     assert seen[:2] == [None, None]  # up to the chunk that is measured
