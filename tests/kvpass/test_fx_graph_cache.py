@@ -9,6 +9,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+
+from headforce.kvpass.inner import _our_operators, compile_inner
+from headforce.kvpass.options import Options
+from headforce.kvpass.torch_private import cache_key_tag
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
@@ -53,3 +58,16 @@ def test_a_second_process_hits_the_cache(tmp_path: Path) -> None:
     assert misses > 0
     assert traced == [0, misses, 0]
     assert run() == [misses, 0, misses, 0, 0]  # not even traced again
+
+
+def test_what_is_cached_has_the_tag_of_our_operators_beside_the_users():
+    settings = torch.compiler.config
+    with settings.patch(cache_key_tag="mine"):
+        with cache_key_tag(_our_operators()):
+            assert settings.cache_key_tag == f"mine {_our_operators()}"
+        assert settings.cache_key_tag == "mine"
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch._inductor.compile_fx.compile_fx", lambda *_, **__: seen.append(settings.cache_key_tag))
+        compile_inner(torch.fx.symbolic_trace(torch.nn.Identity()), [], Options())
+    assert seen == [_our_operators()]
