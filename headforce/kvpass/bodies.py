@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from .. import logs
 from .inner import compile_inner
 from .options import Options
 from .parted import Parted, written
+from .pieces import in_pieces
 from .torch_private import expression, is_plain_fake, static_input_type
 
 
 class Body:
-    """A compiled body. It lives for as long as some graph holds it."""
+    """A compiled body, or a piece of one. It lives for as long as some graph holds it."""
 
     def __init__(self, compiled: Callable[..., Sequence[Any]]) -> None:
         self._compiled = compiled
@@ -36,12 +38,40 @@ _COMPILED: weakref.WeakValueDictionary[Hashable, Body] = weakref.WeakValueDictio
 
 def compile_body(parts: Parted, settings: Options) -> Body:
     """The body of a graph that was cut in two, compiled with the inner compiler, or as it was compiled before."""
-    key = _key(parts, settings)
+    module, examples, own = parts.body, parts.examples, parts.own
+
+    def compiled() -> Callable[..., Sequence[Any]]:
+        return _in_pieces(module, examples, own, settings) or compile_inner(module, examples, settings)
+
+    return _body(_key(module, examples, own, settings), compiled)
+
+
+def _in_pieces(
+    module: GraphModule, examples: Sequence[Any], own: Sequence[bool], settings: Options
+) -> Callable[..., Sequence[Any]] | None:
+    """A body of pieces that are compiled each for itself; None where none of them is like another."""
+    whole = in_pieces(module, examples, own)
+    if whole is None:
+        return None
+    keys = [_key(piece.module, piece.examples, piece.own, settings) for piece in whole.pieces]
+    if None in keys or len(set(keys)) == len(keys):
+        return None
+    logs.GRAPHS.info("its body is cut into %s pieces, of which %s are different", len(keys), len(set(keys)))
+    return whole.joined(
+        [
+            _body(key, partial(compile_inner, piece.module, piece.examples, settings))
+            for key, piece in zip(keys, whole.pieces, strict=True)
+        ]
+    )
+
+
+def _body(key: Hashable | None, compiled: Callable[[], Callable[..., Sequence[Any]]]) -> Body:
+    """What was compiled for this key before, or is now."""
     body = None if key is None else _COMPILED.get(key)
     if body is not None:
-        logs.GRAPHS.info("its body is that of an earlier graph, and compiled")
+        logs.GRAPHS.info("it is what was compiled for an earlier graph")
         return body
-    body = Body(compile_inner(parts.body, parts.examples, settings))
+    body = Body(compiled())
     if key is not None:
         _COMPILED[key] = body
     return body
@@ -51,7 +81,9 @@ class _Unknown(Exception):
     """Something whose equality says nothing about what is compiled of it."""
 
 
-def _key(parts: Parted, settings: Options) -> Hashable | None:
+def _key(
+    module: GraphModule, examples: Sequence[Any], own: Sequence[bool], settings: Options
+) -> Hashable | None:
     """Equal for bodies of which a compiler makes the same; None where that cannot be told.
 
     What Dynamo knows about the sizes of the model's own inputs differs from graph to graph, and the compiler may have
@@ -59,12 +91,12 @@ def _key(parts: Parted, settings: Options) -> Hashable | None:
     """
     numbers: dict[Any, int] = {}
     places: dict[Node, int] = {}
-    own, changed = (*parts.own, *[False] * parts.made), written(parts.body.graph)
+    changed = written(module.graph)
     try:
         inputs = []
-        nodes = list(parts.body.graph.nodes)
+        nodes = list(module.graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
-        for node, example, is_own in zip(placeholders, parts.examples, own, strict=True):
+        for node, example, is_own in zip(placeholders, examples, own, strict=True):
             if node in changed and not is_own:  # which of the model's tensors share memory would matter
                 raise _Unknown
             places[node] = len(places)

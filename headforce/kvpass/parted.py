@@ -36,8 +36,8 @@ class Parted:
     Attributes:
         front: takes all inputs; gives what the graph returns besides the body's results, then `made` tensors.
         body: takes the inputs `takes` of the graph, then the tensors that the front made, each in order of first use.
-        examples: of the body's inputs. stable: of those `takes`, which keep their address or are written in place.
-        own: of those `takes`, which are headforce's.
+        examples: of the body's inputs. own: which of them headforce added.
+        stable: of those `takes`, which keep their address or are written in place.
         returns: for every output of the graph, whether it is the body's, and its number among those of that part.
     """
 
@@ -103,7 +103,7 @@ def parted(module: GraphModule, examples: Sequence[Any], added: int, tables: Ite
     module.recompile()
     changed = written(module.graph)
     first = len(inputs) - added
-    own_inputs = tuple(i >= first for i in takes)
+    own_inputs = (*(i >= first for i in takes), *[False] * len(made))
     stable = [i >= first or inputs[i] in changed or any(s in input_source(inputs[i]) for s in STATE) for i in takes]
     kept = [examples[i] for i in takes] + inside.examples[len(examples) :]
     returned = tuple(places)
@@ -180,7 +180,7 @@ def _obstacle(graph: Graph, ahead: set[Node]) -> HeadforceError | None:
     for node in ahead:
         ours = getattr(node.target, "namespace", "") == "headforce"
         writes = any(writes_in_place(node, operand) for operand in node.all_input_nodes)
-        reads_written = any(root in changed for operand in node.all_input_nodes for root in _roots(operand))
+        reads_written = any(root in changed for operand in node.all_input_nodes for root in roots(operand))
         if ours or writes or reads_written:
             return HeadforceError(
                 "HF-CUDAGRAPHS",
@@ -200,11 +200,11 @@ def _obstacle(graph: Graph, ahead: set[Node]) -> HeadforceError | None:
     return None
 
 
-def _roots(node: Node) -> set[Node]:
+def roots(node: Node) -> set[Node]:
     """The nodes whose memory `node` may show."""
     if op_name(node) not in ALIASING:
         return {node}
-    return {root for operand in node.all_input_nodes for root in _roots(operand)}
+    return {root for operand in node.all_input_nodes for root in roots(operand)}
 
 
 def written(graph: Graph) -> set[Node]:
@@ -214,7 +214,7 @@ def written(graph: Graph) -> set[Node]:
         for node in graph.nodes
         for operand in node.all_input_nodes
         if writes_in_place(node, operand)
-        for root in _roots(operand)
+        for root in roots(operand)
     }
 
 

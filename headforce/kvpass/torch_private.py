@@ -129,7 +129,7 @@ def symbolic_fake(real: torch.Tensor, name: str, dynamic: Iterable[int], values:
     from torch._dynamo.source import LocalSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-    mode = _fake_mode(values)
+    mode = fake_mode(values)
     if mode is None:
         return real
     dims = set(dynamic)
@@ -147,6 +147,12 @@ def with_source(node: torch.fx.Node, name: str) -> None:
     node._dynamo_source = LocalSource(name, is_input=False)  # type: ignore[attr-defined]
 
 
+def copy_source(node: torch.fx.Node, twin: torch.fx.Node) -> None:
+    """Gives a twin of an input the same source."""
+    if hasattr(node, "_dynamo_source"):
+        twin._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
+
+
 def static_input_type(node: torch.fx.Node) -> Any:
     """What Dynamo says of an input whose address stays, which compilers may rely on; None for another."""
     return (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type")
@@ -159,7 +165,8 @@ def is_plain_fake(value: Any) -> bool:
     return type(value) is FakeTensor or (isinstance(value, torch.nn.Parameter) and isinstance(value, FakeTensor))
 
 
-def _fake_mode(values: Iterable[Any]) -> Any | None:
+def fake_mode(values: Iterable[Any]) -> Any | None:
+    """The mode in which a compiler makes fake tensors of the inputs `values`, or None if it does not."""
     context = torch._guards.TracingContext.try_get()
     if context is not None and context.fake_mode is not None:
         return context.fake_mode
@@ -184,8 +191,7 @@ def copy_graph(module: torch.fx.GraphModule, records: Sequence[Any]) -> tuple[to
 
 def _with_sources(old: torch.fx.GraphModule, new: torch.fx.GraphModule) -> torch.fx.GraphModule:
     for before, after in zip(old.graph.nodes, new.graph.nodes, strict=True):
-        if hasattr(before, "_dynamo_source"):
-            after._dynamo_source = before._dynamo_source
+        copy_source(before, after)
     new.meta = dict(old.meta)
     return new
 

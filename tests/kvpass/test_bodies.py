@@ -82,7 +82,11 @@ def graph_of(bounds=(0, 2), scale=2.0, function=operator.mul, rows=8, dtype=torc
 
 def key_of(settings=SETTINGS, **changes):
     module, examples, tables = graph_of(**changes)
-    return bodies._key(parted(module, examples, 0, tables), settings)
+    return key_of_parts(parted(module, examples, 0, tables), settings)
+
+
+def key_of_parts(parts, settings=SETTINGS):
+    return bodies._key(parts.body, parts.examples, parts.own, settings)
 
 
 def test_rows_of_a_table_are_the_fronts_wherever_they_lie():
@@ -106,7 +110,7 @@ def test_the_stride_of_a_single_batch_row_does_not_matter():
         x = torch.empty_strided((size, 2), (stride, 1))
         examples[1] = examples[0].fake_mode.from_tensor(x)
         module.graph.find_nodes(op="placeholder")[1].meta["example_value"] = examples[1]
-        return bodies._key(parted(module, examples, 0, module.graph.find_nodes(op="placeholder")[:1]), SETTINGS)
+        return key_of_parts(parted(module, examples, 0, module.graph.find_nodes(op="placeholder")[:1]))
 
     assert key(100, 1) == key(7, 1) != key(7, 2)
     assert key(100, 2) != key(7, 2)
@@ -144,7 +148,7 @@ def test_a_graph_that_writes_to_its_models_tensors_has_a_body_of_its_own():
     x = next(node for node in module.graph.nodes if node.name == "x")
     with module.graph.inserting_before(next(node for node in module.graph.nodes if node.op == "output")):
         module.graph.call_method("add_", (x, 1.0))
-    assert bodies._key(parted(module, examples, 0, tables), SETTINGS) is None
+    assert key_of_parts(parted(module, examples, 0, tables)) is None
 
 
 @pytest.mark.parametrize(("before", "cut"), [(None, True), ("float", True), ("sin", False)])
