@@ -56,7 +56,7 @@ def rotate_and_write(
         **named("value", value.stride()[:3]),
         **named("out", out.stride()[:3]),
     }
-    launch(kernel_of("rotate_and_write", spec), (-(-rows // WRITE.block_m), heads, batch), arguments, WRITE)
+    launch(kernel_of("rotate_and_write", spec), (heads, -(-rows // WRITE.block_m), batch), arguments, WRITE)
     return out
 
 
