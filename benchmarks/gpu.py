@@ -51,7 +51,7 @@ class Step:
 KERNELS = "tests/kernels/test_gpu.py"
 MODELS = ("tests/kvpass/test_gpu.py", "tests/kvpass/test_gpu_graphs.py")
 ATTENTION, ROLLOUT = "benchmarks/attention.py", "benchmarks/rollout.py"
-OURS = "headforce forcing_kv triton"
+OURS, GRAPHS = "headforce forcing_kv triton", "headforce forcing_kv hopper graphs"
 
 
 def only(*names: str) -> tuple[str, ...]:
@@ -60,6 +60,7 @@ def only(*names: str) -> tuple[str, ...]:
 
 CASES = ("--quick", "--few-peers", *only("forcing_kv", "4x21+8x6"))
 """Of the short form: what the rollout reads, and a case that fills the GPU many times over."""
+SIZE = ("--size", "480p", "--frames", "30")
 SHORT = ("--quick", "--target", "triton")
 
 
@@ -74,8 +75,7 @@ def _short() -> list[Step]:
         *_tests(20, 40, 140, 150),
         Step("attention", 80, (ATTENTION, *CASES, "--target", "triton", "--target", "sdpa"), "attention.json"),
         Step("rollout", 180, (ROLLOUT, *SHORT, *only("a1", "grouped forcing_kv", OURS)), "rollout.json"),
-        # The whole model is one graph here. With all layers to compile it would be the only thing that is measured.
-        Step("captured", 140, (ROLLOUT, *SHORT, "--layers", "6", *only(f"{OURS} graphs", OURS)), "captured.json"),
+        Step("captured", 140, (ROLLOUT, *SIZE, "--target", "hopper", *only("a1", GRAPHS)), "captured.json"),
         _hopper(80),
         Step("attention_hopper", 40, (ATTENTION, *CASES, "--target", "hopper"), "hopper.json"),
     ]
@@ -83,7 +83,7 @@ def _short() -> list[Step]:
 
 def _full() -> list[Step]:
     """An hour or two."""
-    captured = (ROLLOUT, "--size", "480p", "--frames", "30", *only(f"{OURS} graphs", OURS))
+    captured = (ROLLOUT, *SIZE, *only("a1", OURS, f"{OURS} graphs", GRAPHS))
     return [
         *_tests(60, 90, 240, 300),
         _hopper(180),

@@ -39,6 +39,16 @@ def times_by_part(work: Iterable[Work]) -> dict[str, float]:
     return times
 
 
+def by_kernel(work: Iterable[Work], most: int = 24) -> list[tuple[str, int, float]]:
+    """The kernels that take longest: their names, how often they ran, and milliseconds in all."""
+    found: dict[str, tuple[int, float]] = {}
+    for name, begin, end in work:
+        count, spent = found.get(name, (0, 0.0))
+        found[name] = count + 1, spent + (end - begin) / 1e3
+    rows = [(name, count, spent) for name, (count, spent) in found.items()]
+    return sorted(rows, key=lambda row: -row[2])[:most]
+
+
 def busy(work: Iterable[Work]) -> float:
     """Milliseconds in which anything ran."""
     total, until = 0.0, float("-inf")
@@ -48,16 +58,16 @@ def busy(work: Iterable[Work]) -> float:
     return total / 1e3
 
 
-def parts(run: Callable[[], object], milliseconds: float) -> dict[str, float]:
-    """Milliseconds of each part of `run` on the GPU; `host` is what is left of the `milliseconds` that it takes without
-    a profiler, in which the device waited."""
+def parts(run: Callable[[], object], milliseconds: float) -> tuple[dict[str, float], list[tuple[str, int, float]]]:
+    """Milliseconds of each part of `run` on the GPU, and `by_kernel`. `host` is what is left of the `milliseconds` that
+    it takes without a profiler, in which the device waited."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
     work = on_device(profiler.events())
-    return times_by_part(work) | {"host": max(0.0, milliseconds - busy(work))}
+    return times_by_part(work) | {"host": max(0.0, milliseconds - busy(work))}, by_kernel(work)
 
 
 def on_device(events: Sequence[object]) -> list[Work]:

@@ -49,6 +49,7 @@ class Result:
     slowest_over_median: float | None = None
     fps: float | None = None
     parts: dict[str, float] | None = None
+    kernels: list[tuple[str, int, float]] | None = None
     held_bytes: int | None = None
     peak_bytes: int | None = None
     graphs: int | None = None
@@ -231,7 +232,7 @@ class Rollouts:
         before = torch.cuda.memory_allocated()
         self._chunk(side, self.plan.chunks)
         result.peak_bytes = torch.cuda.max_memory_allocated() - before + result.held_bytes
-        result.parts = parts(lambda: self._chunk(side, self.plan.chunks + 1), result.chunk_ms)
+        result.parts, result.kernels = parts(lambda: self._chunk(side, self.plan.chunks + 1), result.chunk_ms)
 
     def _differences(self, flows: dict[Variant, Any], results: dict[str, Result]) -> None:
         """How far the whole model's last chunk is from that of the first variant which means the same."""

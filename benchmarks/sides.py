@@ -74,7 +74,8 @@ class Settings:
 
     Args:
         inner: the compiler inside headforce, and the plain one. best: the backend of SDPA but for a0's. flash: that.
-        whole: whether models are compiled as one graph, or block by block, which compiles sooner.
+        whole: whether models are compiled as one graph, or block by block, which compiles sooner. Passes are captured
+            in the same way: whole, or block by block.
     """
 
     device: torch.device
@@ -248,8 +249,7 @@ def ours(meaning: str, target: str, cudagraphs: bool = False) -> Variant:
         own, policy = twin(model), policy_of(meaning, model.config)
         session = headforce.prepare(own, policy)
         try:
-            # Graphs of whole passes need the whole model in one piece.
-            blocks = None if settings.whole or cudagraphs else "blocks"
+            blocks = None if settings.whole else "blocks"
             session.compile(blocks=blocks, inner=settings.inner, target=target, cudagraphs=cudagraphs)
             caches = _hollow_caches(own)
         except Exception:

@@ -82,6 +82,8 @@ def candidates(kernel: str, architecture: str, width: int, dtype: torch.dtype) -
             Config(128, 128, 8, 2, descriptors=True),
             Config(128, 128, 8, 2),
             Config(128, 64, 8, 4, descriptors=True),
+            Config(64, 128, 4, 2, descriptors=True),
+            Config(64, 64, 4, 3, descriptors=True),
         )
     if architecture == "sm100":
         return Config(128, 64, 8, 3, descriptors=True), Config(128, 64, 8, 3), Config(128, 32, 8, 2)

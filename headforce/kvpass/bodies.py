@@ -81,9 +81,7 @@ class _Unknown(Exception):
     """Something whose equality says nothing about what is compiled of it."""
 
 
-def _key(
-    module: GraphModule, examples: Sequence[Any], own: Sequence[bool], settings: Options
-) -> Hashable | None:
+def _key(module: GraphModule, examples: Sequence[Any], own: Sequence[bool], settings: Options) -> Hashable | None:
     """Equal for bodies of which a compiler makes the same; None where that cannot be told.
 
     What Dynamo knows about the sizes of the model's own inputs differs from graph to graph, and the compiler may have

@@ -19,8 +19,8 @@ from ..lowering.watch import watcher
 from .cuda_graphs import Recorder, Recording
 from .parted import Parted
 
-MOST = 128
-"""Captures of one graph that are kept: compiled block by block, every layer has its own."""
+MOST = 512
+"""Captures of one graph that are kept: compiled block by block, every layer of every video that is open has its own."""
 
 
 class Captured:

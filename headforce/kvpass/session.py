@@ -117,6 +117,7 @@ class Session:
         self.misses = 0
         self._graphs: weakref.WeakSet[SiteGraph] = weakref.WeakSet()
         self._streams = Streams(self._adopted)
+        self._natives: dict[tuple[int, int], Rule] = {}  # of the running pass: every layer asks
         self._paused = False
         self._over = False
         self._installed = adapter.install(model)
@@ -136,6 +137,7 @@ class Session:
         caches = self.adapter.caches(model, args, kwargs)
         if not caches:
             raise HeadforceError("HF-ADOPT", found="a call without a KV cache", needed="a call that passes one")
+        self._natives.clear()
         current = self._streams.of_call(caches)
         texts = self.adapter.text_caches(model, args, kwargs)
         current.change = self._change(model, args, kwargs, current, texts)
@@ -228,7 +230,10 @@ class Session:
 
     def native(self, cache_rows: int, tokens_per_frame: int) -> Rule:
         """What the unmodified model reads, for a cache of this size."""
-        return self.adapter.native(self.model, cache_rows, tokens_per_frame)
+        key = (cache_rows, tokens_per_frame)
+        if key not in self._natives:
+            self._natives[key] = self.adapter.native(self.model, *key)
+        return self._natives[key]
 
     def __str__(self) -> str:
         held = f"{self.pool_bytes} bytes held" if self.mode == OWNED else f"{self.misses} misses"

@@ -84,7 +84,8 @@ def test_pieces_pass_on_what_is_still_read():
         ((1, 8, 2, 16),) * 2 + ((8, 8, 16),) + ((4, 8),) * 3
     ] * 2
     dropped = [number for piece in pieces.pieces for number in piece.drops]
-    assert len(dropped) == len(set(dropped)) and not set(dropped) & set(pieces.returns)
+    assert len(dropped) == len(set(dropped))
+    assert not set(dropped) & set(pieces.returns)
 
 
 def test_joined_pieces_are_the_body():
@@ -102,7 +103,7 @@ def test_joined_pieces_are_the_body():
             if node.target is torch.ops.headforce.ragged_attention.default:
                 node.target = stand_in
         piece.module.recompile()
-    x, pool, reads, runs, theta = inputs = [torch.randn(e.shape) for e in layers.examples]
+    x, pool, reads, _, _ = inputs = [torch.randn(e.shape) for e in layers.examples]
     expected = x
     for _ in range(4):
         expected = stand_in(expected * 2.0, pool, pool, reads) + expected
