@@ -126,7 +126,7 @@ class Rollouts:
 
     Args:
         observe: told after every chunk of a variant, and what it took.
-        known: told after every variant that was looked into what is known by then.
+        known: told what is known when all times are taken, and after every variant that was looked into.
     """
 
     def __init__(
@@ -174,8 +174,13 @@ class Rollouts:
             result = results[variant.name]
             result.batch, (result.graphs, result.later_graphs) = number, graphs[variant]
             result.held_bytes = sides[variant].held()
-            self._guarded(variant, sides, results, lambda v=variant: self._looked_into(v, sides[v], results, times))
-            self.known(results)
+            if plan.timed:
+                self._timed(result, times[variant])
+        self.known(results)
+        if plan.timed and self.on_gpu:
+            for variant in list(sides):
+                self._guarded(variant, sides, results, lambda v=variant: self._looked_into(sides[v], results[v.name]))
+                self.known(results)
         self._differences(flows, results)
         for side in sides.values():
             side.close()
@@ -209,25 +214,19 @@ class Rollouts:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def _looked_into(
-        self,
-        variant: Variant,
-        side: Side,
-        results: dict[str, Result],
-        times: dict[Variant, list[tuple[int, Spent]]],
-    ) -> None:
-        """Times; and on a GPU one more chunk for the memory that it takes, and one under the profiler."""
-        result = results[variant.name]
-        if not self.plan.timed:
-            return
-        result.every_ms = [spent.wall for _, spent in times[variant]]
-        steady = [spent for chunk, spent in times[variant] if chunk >= self.plan.steady]
+    def _timed(self, result: Result, times: Sequence[tuple[int, Spent]]) -> None:
+        """What the measured chunks took."""
+        result.every_ms = [spent.wall for _, spent in times]
+        steady = [spent for chunk, spent in times if chunk >= self.plan.steady]
         wall, processor, _ = zip(*steady, strict=True)
         result.chunk_ms, result.processor_ms = statistics.median(wall), statistics.median(processor)
         result.slowest_over_median = max(wall) / result.chunk_ms
         result.fps = CHUNK * PIXEL_FRAMES / result.chunk_ms * 1e3
-        if not self.on_gpu:
-            return
+
+    def _looked_into(self, side: Side, result: Result) -> None:
+        """On a GPU one more chunk for the memory that it takes, and one under the profiler."""
+        assert result.chunk_ms is not None
+        assert result.held_bytes is not None
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         self._chunk(side, self.plan.chunks)
