@@ -38,11 +38,14 @@ def test_benchmarks_take_the_arguments_of_their_steps(full):
         if step.arguments[0] == gpu.ROLLOUT:
             arguments = rollout.parsed([*step.arguments[1:]])
             found[step.name] = [variant.name for variant in rollout.chosen(arguments)]
-    ours = "headforce forcing_kv triton"
-    others = [ours, f"{ours} graphs"] if full else []
-    assert found["captured"] == ["a1", *others, "headforce forcing_kv hopper graphs"]
-    if not full:
-        assert found["rollout"] == ["a1", "grouped forcing_kv", ours]
+    ours, graphs = "headforce forcing_kv triton", "headforce forcing_kv hopper graphs"
+    if full:
+        assert found["captured"] == ["a1", ours, f"{ours} graphs", graphs]
+    else:
+        assert found["captured"] == ["grouped forcing_kv", graphs]
+        presets = ("forcing_kv", "dummy_forcing", "pyramid_forcing")
+        peers = ["a1", *(f"grouped {preset}" for preset in presets)]
+        assert found["rollout"] == [*peers, ours, *(f"headforce {preset} hopper graphs" for preset in presets)]
 
 
 def test_every_test_that_needs_a_gpu_is_in_a_step():
