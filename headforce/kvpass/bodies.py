@@ -20,7 +20,7 @@ from .inner import compile_inner
 from .options import Options
 from .parted import Parted, written
 from .pieces import in_pieces
-from .torch_private import expression, is_plain_fake, static_input_type
+from .torch_private import bakes_weights_in, expression, is_plain_fake, static_input_type
 
 
 class Body:
@@ -89,6 +89,9 @@ def _key(module: GraphModule, examples: Sequence[Any], own: Sequence[bool], sett
     """
     numbers: dict[Any, int] = {}
     places: dict[Node, int] = {}
+    options = dict(settings.inner_options or {})
+    if bakes_weights_in(options):
+        return None
     changed = written(module.graph)
     try:
         inputs = []
@@ -105,7 +108,7 @@ def _key(module: GraphModule, examples: Sequence[Any], own: Sequence[bool], sett
                 raise _Unknown
             calls.append((node.op, node.target, _frozen(node.args, places), _frozen(node.kwargs, places)))
             places[node] = len(places)
-        inner = (settings.inner, settings.inner_mode, _frozen(dict(settings.inner_options or {}), places))
+        inner = (settings.inner, settings.inner_mode, _frozen(options, places))
         key = (inner, _surroundings(), tuple(inputs), tuple(calls))
         hash(key)
     except (_Unknown, TypeError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -313,6 +313,13 @@ def inductor_settings() -> tuple[list[str], frozenset[str]]:
     from torch._inductor import list_mode_options, list_options
 
     return list(list_mode_options()), frozenset(list_options())
+
+
+def bakes_weights_in(inner_options: Mapping[str, Any]) -> bool:
+    """Whether Inductor makes constants of a model's weights, so that what it compiles is for these weights alone."""
+    from torch._inductor import config
+
+    return bool(inner_options.get("freezing", config.freezing))
 
 
 def compiling_seconds() -> float:

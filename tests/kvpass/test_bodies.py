@@ -126,6 +126,14 @@ def test_another_compiler_is_another_body():
     assert key_of(options) != key_of()
 
 
+def test_what_has_weights_in_it_is_not_shared():
+    """Two layers, or two models, may have the same graph."""
+    assert key_of(replace(SETTINGS, inner_options={"freezing": True})) is None
+    with torch._inductor.config.patch(freezing=True):
+        assert key_of() is None
+        assert key_of(replace(SETTINGS, inner_options={"freezing": False})) is not None
+
+
 def test_what_surrounds_a_graph_is_part_of_it():
     """Dynamo makes another graph when one of these changes, and so it is another body."""
     before, threads = key_of(), torch.get_num_threads()
