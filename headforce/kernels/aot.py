@@ -118,7 +118,7 @@ def _signature(kernel: Any, spec: Spec, gluon: bool) -> dict[str, str]:
     cache = TYPES[spec.cache_dtype]
     kinds = {"reads": "*i32", "runs": "*i32", "pages": "*i64", "theta": "*fp64", "scale": "fp32"}
     kinds |= dict.fromkeys(("lse", "part_out", "part_lse", "angles", "query_turn", "key_turn"), "*fp32")
-    kinds |= dict.fromkeys(("query", "out"), f"*{TYPES[spec.dtype]}")
+    kinds |= dict.fromkeys(("query", "out", "turned"), f"*{TYPES[spec.dtype]}")
     kinds |= dict.fromkeys(("key", "value", "k_pool", "v_pool"), f"*{cache}")
     for name, width in (("key_tiles", spec.block_d), ("value_tiles", spec.block_dv)):
         block = [spec.config.block_n, width]
@@ -129,7 +129,7 @@ def _signature(kernel: Any, spec: Spec, gluon: bool) -> dict[str, str]:
 
 def _attributes(kernel: Any, kinds: dict[str, str]) -> dict[tuple[int, ...], list[list[Any]]]:
     """What a launch finds out about its arguments: pointers and strides are multiples of 16."""
-    names = ("query", "key", "value", "out", "lse")
+    names = ("query", "key", "value", "out", "lse", "turned")
     aligned = [
         i
         for i, name in enumerate(kernel.arg_names)

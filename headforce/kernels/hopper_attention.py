@@ -131,30 +131,49 @@ def store_angles(shift, turning):
 @gluon.jit
 def store_query(q_smem, first, stride, rows, shift, turning):
     """Puts this group's rows of the query into shared memory, as keys see them that are moved by `shift` frames."""
+    if ROTATED:
+        if shift != 0:
+            store_turned(q_smem, first, stride, rows, shift, turning)
+        else:
+            store_tile(q_smem, first, stride, rows)
+    else:
+        store_tile(q_smem, first, stride, rows)
+    fence_async_shared()
+
+
+@gluon.jit
+def store_tile(q_smem, first, stride, rows):
+    """The rows as they are."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     dim = gl.arange(0, D, gl.SliceLayout(0, layout))
-    if ROTATED:
-        # <q, turn(k, shift)> = <turn(q, -shift), k>; see `kernels.ragged_attention.turned_tile`
-        store_angles(shift, turning)
-        _, pairs, first_pair, cosines, sines = turning
-        cosine = cosines.load(gl.SliceLayout(0, layout))
-        sine = sines.load(gl.SliceLayout(0, layout))
-        _, other, _, _ = channels(dim, pairs, first_pair)
+    for part in gl.static_range(HALF // SLICE):
+        row = part * SLICE + gl.arange(0, SLICE, gl.SliceLayout(1, layout))
+        tile = gl.load(first + row[:, None] * stride + dim[None, :], mask=(row < rows)[:, None], other=0.0)
+        q_smem.slice(part * SLICE, SLICE, dim=0).store(tile)
+
+
+@gluon.jit
+def store_turned(q_smem, first, stride, rows, shift, turning):
+    """The rows turned: <q, turn(k, shift)> = <turn(q, -shift), k>; see `kernels.ragged_attention.write_turned`."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    dim = gl.arange(0, D, gl.SliceLayout(0, layout))
+    store_angles(shift, turning)
+    _, pairs, first_pair, cosines, sines = turning
+    cosine = cosines.load(gl.SliceLayout(0, layout))
+    sine = sines.load(gl.SliceLayout(0, layout))
+    _, other, _, _ = channels(dim, pairs, first_pair)
     for part in gl.static_range(HALF // SLICE):
         row = part * SLICE + gl.arange(0, SLICE, gl.SliceLayout(1, layout))
         there = (row < rows)[:, None]
         at = first + row[:, None] * stride
         tile = gl.load(at + dim[None, :], mask=there, other=0.0)
-        if ROTATED:
-            if SPLIT_HALF:
-                partner = gl.load(at + other[None, :], mask=there, other=0.0)
-            else:
-                even, odd = gl.split(gl.reshape(tile, [SLICE, D // 2, 2]))
-                partner = gl.convert_layout(gl.reshape(gl.join(odd, even), [SLICE, D]), layout)
-            turned = tile.to(gl.float32) * cosine[None, :] + partner.to(gl.float32) * sine[None, :]
-            tile = turned.to(tile.dtype)
-        q_smem.slice(part * SLICE, SLICE, dim=0).store(tile)
-    fence_async_shared()
+        if SPLIT_HALF:
+            partner = gl.load(at + other[None, :], mask=there, other=0.0)
+        else:
+            even, odd = gl.split(gl.reshape(tile, [SLICE, D // 2, 2]))
+            partner = gl.convert_layout(gl.reshape(gl.join(odd, even), [SLICE, D]), layout)
+        turned = tile.to(gl.float32) * cosine[None, :] + partner.to(gl.float32) * sine[None, :]
+        q_smem.slice(part * SLICE, SLICE, dim=0).store(turned.to(tile.dtype))
 
 
 @gluon.jit

@@ -58,17 +58,15 @@ def cosine_and_sine(turns):
 
 @triton.jit
 def channels(pairs, first_pair):
-    """Of every channel: whether it leads its pair, the other one of the pair, the pair's rate, and whether it turns."""
+    """Of every channel: whether it leads its pair, the pair's rate, and whether it turns."""
     dim = tl.arange(0, BLOCK_D)
     if SPLIT_HALF:
         leads = dim < D // 2
-        other = tl.where(leads, dim + D // 2, dim - D // 2)
         pair = tl.where(leads, dim, dim - D // 2) - first_pair
     else:
         leads = dim % 2 == 0
-        other = dim ^ 1
         pair = dim // 2 - first_pair
-    return leads, other, pair, (pair >= 0) & (pair < pairs) & (dim < D)
+    return leads, pair, (pair >= 0) & (pair < pairs) & (dim < D)
 
 
 @triton.jit
@@ -84,7 +82,7 @@ def write_angles(angles, shift, theta, pairs, first_pair):
     They go through memory because every thread needs all of a row's, as an operand of a product lies: it would compute
     some 64 angles by itself, in float64, where it now computes one and loads 64.
     """
-    leads, _, pair, turns = channels(pairs, first_pair)
+    leads, pair, turns = channels(pairs, first_pair)
     rate = tl.load(theta + pair, mask=turns, other=0.0)
     cosine, sine = cosine_and_sine(rate * (shift.to(tl.float64) * PER_RADIAN))
     at = angles + tl.arange(0, BLOCK_D)
@@ -95,28 +93,50 @@ def write_angles(angles, shift, theta, pairs, first_pair):
 
 
 @triton.jit
-def turned_tile(
-    tile,  # [BLOCK_M, BLOCK_D]
-    first,  # where its first row begins in memory
-    stride,  # elements from one row to the next
-    row_mask,  # [BLOCK_M, 1]
+def load_tile(rows_at, row, rows):
+    """[BLOCK_M, BLOCK_D] of the rows that begin at `rows_at` [BLOCK_M, 1]; what is not there is zero."""
+    dim = tl.arange(0, BLOCK_D)[None, :]
+    there = (row < rows)[:, None]
+    if PADDED:
+        there = there & (dim < D)
+    return tl.load(rows_at + dim, mask=there, other=0.0)
+
+
+@triton.jit
+def write_turned(
+    to,  # [BLOCK_M, BLOCK_D], of this program
+    rows_at,  # [BLOCK_M, 1], where the rows of the query begin
+    row,
+    rows,  # that there are
     angles,  # of this program, see `write_angles`
-    pairs,
-    first_pair,
 ):
-    """The query as keys see it that are moved: <q, turn(k, shift)> = <turn(q, -shift), k>."""
-    _, other, _, turns = channels(pairs, first_pair)
-    at = angles + tl.arange(0, BLOCK_D)
-    cosine = tl.load(at)
-    sine = tl.load(at + BLOCK_D)
+    """The query as keys see it that are moved: <q, turn(k, shift)> = <turn(q, -shift), k>.
+
+    It goes through memory because Triton keeps an operand of a product in shared memory if it was loaded, and in
+    registers if it was computed: every round would fetch it from shared memory again, and there are not enough.
+    """
     if SPLIT_HALF:
-        rows = tl.arange(0, BLOCK_M)[:, None] * stride
-        partner = tl.load(first + (rows + other[None, :]), mask=row_mask & turns[None, :], other=0.0)
+        pair = tl.arange(0, BLOCK_D // 2)
+        cosine = tl.load(angles + pair)[None, :]
+        sine = tl.load(angles + BLOCK_D + pair)[None, :]
+        there = (row < rows)[:, None]
+        if PADDED:
+            there = there & (pair < D // 2)[None, :]
+        a = tl.load(rows_at + pair[None, :], mask=there, other=0.0)
+        b = tl.load(rows_at + D // 2 + pair[None, :], mask=there, other=0.0)
+        place = to + (row[:, None] * BLOCK_D + pair[None, :])
+        tl.store(place, (a.to(tl.float32) * cosine + b.to(tl.float32) * sine).to(a.dtype), mask=there)
+        tl.store(place + D // 2, (b.to(tl.float32) * cosine - a.to(tl.float32) * sine).to(a.dtype), mask=there)
     else:
+        dim = tl.arange(0, BLOCK_D)
+        cosine = tl.load(angles + dim)[None, :]
+        sine = tl.load(angles + BLOCK_D + dim)[None, :]
+        tile = load_tile(rows_at, row, rows)
         even, odd = tl.split(tl.reshape(tile, (BLOCK_M, BLOCK_D // 2, 2)))
         partner = tl.reshape(tl.join(odd, even), (BLOCK_M, BLOCK_D))
-    turned = tile.to(tl.float32) * cosine[None, :] + partner.to(tl.float32) * sine[None, :]
-    return turned.to(tile.dtype)
+        turned = tile.to(tl.float32) * cosine + partner.to(tl.float32) * sine
+        tl.store(to + (row[:, None] * BLOCK_D + dim[None, :]), turned.to(tile.dtype))
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -200,6 +220,7 @@ def ragged_attention(
     runs,
     theta,
     angles,  # [programs, 2, BLOCK_D], for each program to use
+    turned,  # [programs, BLOCK_M, BLOCK_D], likewise
     query_batch,
     query_row,
     query_head,
@@ -264,9 +285,12 @@ def ragged_attention(
     total = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    tile = load_rows(first_query, query_row, rows_left, D, BLOCK_D, BLOCK_M, False)
     if ROTATED:
-        turned = 0
+        last_shift = 0
+        rows_at = first_query + row[:, None] * query_row
+        turned += tl.program_id(0).to(tl.int64) * (BLOCK_M * BLOCK_D)
+    else:
+        tile = load_tile(first_query + row[:, None] * query_row, row, rows_left)
     for r in tl.range(first_run, last_run):
         run_row = tl.load(runs + r * 3).to(tl.int64)
         run_rows = tl.load(runs + r * 3 + 1)
@@ -284,13 +308,15 @@ def ragged_attention(
             end -= count
         if ROTATED:
             shift = tl.load(runs + r * 3 + 2)
-            if shift != turned:
-                tile = load_rows(first_query, query_row, rows_left, D, BLOCK_D, BLOCK_M, False)
-                there = (row < rows_left)[:, None]
-                own_angles = angles_of_program(angles)
-                write_angles(own_angles, shift, theta, pairs, first_pair)
-                tile = turned_tile(tile, first_query, query_row, there, own_angles, pairs, first_pair)
-                turned = shift
+            if shift != last_shift:
+                rows_at = first_query + row[:, None] * query_row
+                if shift != 0:
+                    own_angles = angles_of_program(angles)
+                    write_angles(own_angles, shift, theta, pairs, first_pair)
+                    write_turned(turned, rows_at, row, rows_left, own_angles)
+                    rows_at = turned + row[:, None] * BLOCK_D
+                last_shift = shift
+            tile = load_tile(rows_at, row, rows_left)
         for block in tl.range(low, high, num_stages=STAGES):
             at = run_row + block * BLOCK_N
             if DESCRIPTORS:

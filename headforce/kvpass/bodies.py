@@ -20,7 +20,7 @@ from .inner import compile_inner
 from .options import Options
 from .parted import Parted, written
 from .pieces import in_pieces
-from .torch_private import bakes_weights_in, expression, is_plain_fake, static_input_type
+from .torch_private import bakes_weights_in, captures_by_itself, expression, is_plain_fake, static_input_type
 
 
 class Body:
@@ -49,7 +49,12 @@ def compile_body(parts: Parted, settings: Options) -> Body:
 def _in_pieces(
     module: GraphModule, examples: Sequence[Any], own: Sequence[bool], settings: Options
 ) -> Callable[..., Sequence[Any]] | None:
-    """A body of pieces that are compiled each for itself; None where none of them is like another."""
+    """A body of pieces that are compiled each for itself; None where none of them is like another.
+
+    A piece that Inductor captures would leave its results in memory of that graph, for the next pass to overwrite.
+    """
+    if settings.inner == "inductor" and captures_by_itself(settings.inner_mode, settings.inner_options or {}):
+        return None
     whole = in_pieces(module, examples, own)
     if whole is None:
         return None

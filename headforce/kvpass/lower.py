@@ -173,9 +173,12 @@ def _rotate_and_write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
     value = _arranged(graph, site.new_value, site.new_value.dtype)
     style = style_of(rope)
     compute = torch.promote_types(rope.raw_query.dtype, torch.float32)
-    turns = [turn_of(graph, factors, style, rope.pairs, compute) for factors in (rope.query_factors, rope.key_factors)]
+    turn = turn_of(graph, rope.query_factors, style, rope.pairs, compute)
+    key_turn = turn
+    if rope.key_factors != rope.query_factors:
+        key_turn = turn_of(graph, rope.key_factors, style, rope.pairs, compute)
     return graph.call_function(
-        torch.ops.headforce.rotate_and_write.default, (query, key, value, *turns, style, *pools, site.dtype)
+        torch.ops.headforce.rotate_and_write.default, (query, key, value, turn, key_turn, style, *pools, site.dtype)
     )
 
 

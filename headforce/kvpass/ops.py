@@ -6,7 +6,9 @@ recognisers ask `op_name(node)` and `argument(node, position, keyword)` and see 
 
 from __future__ import annotations
 
+import inspect
 import operator
+from functools import cache
 from typing import Any
 
 import torch
@@ -159,6 +161,10 @@ def writes_in_place(node: Node, operand: Node) -> bool:
                 return True
         return False
     first = node.args[0] if node.args else None
+    if isinstance(first, (tuple, list)) and operand in first:  # torch._foreach_add_ and its like
+        first = operand
+    if first is operand and _asks_for_in_place(node):
+        return True
     if node.op == "call_method":
         name = str(node.target)
         return first is operand and ((name.endswith("_") and not name.endswith("__")) or name == "__setitem__")
@@ -166,6 +172,22 @@ def writes_in_place(node: Node, operand: Node) -> bool:
         return False
     name = op_name(node) or getattr(node.target, "__name__", "")
     return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _asks_for_in_place(node: Node) -> bool:
+    """Whether a function is called with `inplace=True`, or with something that is not known to be False."""
+    place = _place_of_inplace(node.target) if node.op == "call_function" else None
+    given = node.kwargs.get("inplace", False)
+    return (node.args[place] if place is not None and place < len(node.args) else given) is not False
+
+
+@cache
+def _place_of_inplace(function: Any) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def live_nodes(graph: Graph) -> set[Node]:

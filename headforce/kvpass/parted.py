@@ -180,7 +180,7 @@ def _obstacle(graph: Graph, ahead: set[Node]) -> HeadforceError | None:
     for node in ahead:
         ours = getattr(node.target, "namespace", "") == "headforce"
         writes = any(writes_in_place(node, operand) for operand in node.all_input_nodes)
-        reads_written = any(root in changed for operand in node.all_input_nodes for root in roots(operand))
+        reads_written = any(root in changed for operand in node.all_input_nodes for root in _roots(operand))
         if ours or writes or reads_written:
             return HeadforceError(
                 "HF-CUDAGRAPHS",
@@ -200,11 +200,11 @@ def _obstacle(graph: Graph, ahead: set[Node]) -> HeadforceError | None:
     return None
 
 
-def roots(node: Node) -> set[Node]:
+def _roots(node: Node) -> set[Node]:
     """The nodes whose memory `node` may show."""
     if op_name(node) not in ALIASING:
         return {node}
-    return {root for operand in node.all_input_nodes for root in roots(operand)}
+    return {root for operand in node.all_input_nodes for root in _roots(operand)}
 
 
 def written(graph: Graph) -> set[Node]:
@@ -214,7 +214,7 @@ def written(graph: Graph) -> set[Node]:
         for node in graph.nodes
         for operand in node.all_input_nodes
         if writes_in_place(node, operand)
-        for root in roots(operand)
+        for root in _roots(operand)
     }
 
 

@@ -322,6 +322,15 @@ def bakes_weights_in(inner_options: Mapping[str, Any]) -> bool:
     return bool(inner_options.get("freezing", config.freezing))
 
 
+def captures_by_itself(inner_mode: str | None, inner_options: Mapping[str, Any]) -> bool:
+    """Whether Inductor captures CUDA graphs of what it compiles."""
+    from torch._inductor import config, list_mode_options
+
+    name = "triton.cudagraphs"
+    of_mode = list_mode_options(inner_mode) if inner_mode else {}
+    return bool(inner_options.get(name, of_mode.get(name, config.triton.cudagraphs)))
+
+
 def compiling_seconds() -> float:
     """Seconds that Dynamo and the compilers behind it have taken in this process so far."""
     return float(torch._dynamo.utils.calculate_time_spent()["total_wall_time"])

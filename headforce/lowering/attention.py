@@ -149,8 +149,9 @@ def attention(
         arguments["part_out"] = query.new_empty((room * TILE, spec.block_dv), dtype=torch.float32)
         arguments["part_lse"] = query.new_empty((room * TILE,), dtype=torch.float32)
     grid = (programs(len(reads), batch * heads, tokens, config.block_m, room),)
-    if spec.rotation is not None and kernel == PORTABLE:  # the other one has them in shared memory
+    if spec.rotation is not None and kernel == PORTABLE:  # the other one has both in shared memory
         arguments["angles"] = query.new_empty((*grid, 2, spec.block_d), dtype=torch.float32)
+        arguments["turned"] = query.new_empty((*grid, config.block_m, spec.block_d))
     launch(kernel_of(kernel, spec), grid, arguments, config)
     if spec.parts:
         grid_of_tiles = (-(-tokens // config.block_m), len(reads))

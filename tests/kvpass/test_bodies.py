@@ -14,6 +14,7 @@ from examples.causal_wan import Rollout
 from headforce.kvpass import bodies
 from headforce.kvpass.options import Options
 from headforce.kvpass.parted import partable, parted
+from headforce.kvpass.torch_private import captures_by_itself
 from headforce.policy import Policy
 
 from .conftest import text, wan
@@ -132,6 +133,13 @@ def test_what_has_weights_in_it_is_not_shared():
     with torch._inductor.config.patch(freezing=True):
         assert key_of() is None
         assert key_of(replace(SETTINGS, inner_options={"freezing": False})) is not None
+
+
+def test_what_inductor_captures_stays_whole():
+    assert captures_by_itself("reduce-overhead", {})
+    assert not captures_by_itself("reduce-overhead", {"triton.cudagraphs": False})
+    assert not captures_by_itself(None, {})
+    assert bodies._in_pieces(None, [], [], Options(inner_mode="reduce-overhead")) is None
 
 
 def test_what_surrounds_a_graph_is_part_of_it():

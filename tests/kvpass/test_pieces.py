@@ -52,7 +52,8 @@ class Layers:
             self.input(name, (8, 8, 16) if name == "pool" else (4, 8))
         x, *tables = inputs = list(self.graph.nodes)
         for layer in range(layers):
-            self.layer(layer, x)
+            more = self.layer(layer, x)
+            x = x if more is None else self.call(operator.add, x, more)
             x = self.call(operator.add, self.attention(self.call(operator.mul, x, 2.0), *tables), x)
         self.graph.output((x,))
         self.own = [False] + [True] * (len(inputs) - 1)
@@ -70,7 +71,7 @@ class Layers:
         return self.call(function, query, pool, pool, *tables, 0, "interleaved", 1.0, "reference")
 
     def layer(self, number, x):
-        """What a test adds in front of a layer."""
+        """What a test adds in front of a layer, and to its input."""
 
     @torch.no_grad()
     def cut(self):
@@ -131,9 +132,8 @@ class Shapes(Layers):
 
     def layer(self, number, x):
         if number == 0:
-            self.parts = self.call(torch.chunk, x, 2)
-        if number == 3:
-            self.call(operator.getitem, self.parts, 0)
+            self.parts = self.call(torch.chunk, x, 1)
+        return self.call(operator.getitem, self.parts, 0) if number == 3 else None
 
 
 class Written(Layers):
@@ -152,7 +152,18 @@ class WrittenInput(Layers):
             self.graph.call_method("add_", (x, 1.0))
 
 
-@pytest.mark.parametrize("body", [Grad, Shapes, Written, WrittenInput])
+class WrittenThroughAView(Layers):
+    """What the first layer shows of a tensor, the third one changes, by a function that says so in an argument."""
+
+    def layer(self, number, x):
+        if number == 0:
+            self.kept = self.call(operator.mul, x, 3.0)
+            self.shown = self.graph.call_function(torch.ops.aten.slice.Tensor, (self.kept, 1, 0, 4))
+        if number == 2:
+            self.graph.call_function(torch.nn.functional.silu, (self.shown,), {"inplace": True})
+
+
+@pytest.mark.parametrize("body", [Grad, Shapes, Written, WrittenInput, WrittenThroughAView])
 def test_what_does_not_come_apart_stays_whole(body):
     assert body().cut() is None
 
@@ -163,6 +174,59 @@ class WrittenAtHome(Layers):
     def layer(self, number, x):
         made = self.call(operator.mul, x, 3.0)
         self.graph.call_method("add_", (made, x))
+
+
+class Dead(Layers):
+    """A view that nobody reads, as tracing leaves them."""
+
+    def layer(self, number, x):
+        self.call(torch.permute, x, (0, 2, 1, 3))
+
+
+class Permuted(Layers):
+    """The first layer makes `x` as models do behind a convolution: columns lie one after the other."""
+
+    def layer(self, number, x):
+        if number == 0:
+            order = (0, 3, 2, 1)
+            columns = self.graph.call_method("contiguous", (self.call(torch.permute, x, order),))
+            self.shown = self.call(operator.mul, self.call(torch.permute, columns, order), 1.0)
+        return self.shown
+
+
+def test_dead_nodes_do_not_matter():
+    assert len(Dead().cut().pieces) == 5
+
+
+def test_what_passes_lies_row_by_row():
+    """Eager keeps the order of dims that a tensor has from the first layer on, and kernels would have to follow it."""
+    pieces = Permuted().cut()
+    passed = [example for piece in pieces.pieces[1:] for example in piece.examples]
+    assert len(passed) > 4
+    assert all(example.is_contiguous() for example in passed)
+    clones = [count(piece.module, torch.clone) for piece in pieces.pieces]
+    assert clones == [1, 0, 0, 0, 0]
+
+
+def test_strides_that_a_compiler_did_not_keep_are_restored():
+    pieces = Layers().cut()
+    seen = []
+
+    def careless(piece):
+        def run(*values):
+            seen.append([value.stride() for value in values])
+            return [piece_value.transpose(1, 2).contiguous().transpose(1, 2) for piece_value in results(values)]
+
+        results = lambda values: [values[0] + i for i, _ in enumerate(piece.strides)]  # noqa: E731
+        return run
+
+    joined = pieces.joined([careless(piece) for piece in pieces.pieces])
+    inputs = [torch.randn(e.shape) for e in pieces.pieces[0].examples]
+    for _ in range(2):
+        seen.clear()
+        joined(*inputs)
+        for strides, piece in zip(seen, pieces.pieces, strict=True):
+            assert strides == [example.stride() for example in piece.examples]
 
 
 def test_memory_that_one_piece_writes_for_itself_is_no_obstacle():

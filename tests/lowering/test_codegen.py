@@ -40,7 +40,7 @@ def test_every_spec_is_a_file_without_open_questions(rotation, parts, lse, descr
     assert ("part_out" in arguments) == parts
     assert ("lse" in arguments) == lse
     assert ("key_tiles" in arguments) == descriptors
-    assert ({"turned_tile", "cosine_and_sine"} <= functions(text).keys()) == (rotation is not None)
+    assert ({"write_turned", "cosine_and_sine"} <= functions(text).keys()) == (rotation is not None)
     assert ast.get_docstring(tree).replace("\n", " ").startswith(f"Ragged attention.  For {spec}.")
     assert max(map(len, text.splitlines())) <= 120
     # Every name is defined, and every argument of a launched kernel is used.
