@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from ..errors import HeadforceError
 from ..lowering import ops
 from .options import Options
-from .torch_private import cache_key_tag
+from .torch_private import cache_key_tag, forward_of
 
 
 def compile_inner(module: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def compile_inner(module: GraphModule, example_inputs: Sequence[Any], options: O
             compiled: Callable[..., Any] = compile_fx(module, list(example_inputs), config_patches=patches)
         return compiled
     if options.inner == "eager":
-        return module.forward
+        return forward_of(module)
     if options.inner not in torch._dynamo.list_backends(exclude_tags=()):
         raise HeadforceError(
             "HF-OPTION", site="inner", found=repr(options.inner), needed="inductor, eager or another torch backend"

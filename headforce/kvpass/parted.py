@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import HeadforceError
 from .graph_inputs import AddedInputs
 from .ops import ALIASING, op_name, tensor_argument, writes_in_place
-from .torch_private import input_source
+from .torch_private import forward_of, graph_module, input_source
 
 STATE = ("_parameters[", "_buffers[")
 """How the source of a model's own tensor reads, which keeps its address from call to call."""
@@ -240,4 +240,4 @@ def _front(
     order = sorted(made, key=lambda twin: min(first[node] for node in made[twin]))
     returned = [torch.fx.map_arg(other, twins.__getitem__) for other in others]
     graph.output((*returned, *order))
-    return [made[twin] for twin in order], GraphModule(module, graph).forward
+    return [made[twin] for twin in order], forward_of(graph_module(module, graph))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from .ops import live_nodes, writes_in_place
-from .torch_private import copy_source, fake_mode, is_plain_fake, with_source
+from .torch_private import copy_source, fake_mode, graph_module, is_plain_fake, with_source
 
 LEAST = 3
 """Attentions of a body that is cut: with fewer nothing lies between two of them twice."""
@@ -227,7 +227,7 @@ class _Cutting:
         for node in stretch:
             twins[node] = graph.node_copy(node, twins.__getitem__)
         graph.output(tuple(twins[node] for node in gives))
-        return GraphModule({}, graph), twins
+        return graph_module({}, graph), twins
 
     def _note(self, stretch: Sequence[Node], values: dict[Node, Any], at: int) -> None:
         """Which memory a stretch knows, and which it writes."""

@@ -15,6 +15,7 @@ import sympy
 import torch
 import torch._functorch.predispatch
 from torch._guards import detect_fake_mode
+from torch.fx._lazy_graph_module import _LazyGraphModule, _make_graph_module
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._sympy.functions import FloorDiv, Max, Min
 
@@ -173,6 +174,19 @@ def fake_mode(values: Iterable[Any]) -> Any | None:
     return detect_fake_mode(list(values))
 
 
+def graph_module(root: Any, graph: torch.fx.Graph) -> torch.fx.GraphModule:
+    """`GraphModule(root, graph)`. While Dynamo compiles, its Python code is written when it is first needed, as that of
+    Dynamo's own modules is: most graphs here are changed again, or cut up, before anything would run them."""
+    return _make_graph_module(root, graph)
+
+
+def forward_of(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    """What runs a module that is complete."""
+    _LazyGraphModule.force_recompile(module)
+    forward: Callable[..., Any] = module.forward
+    return forward
+
+
 def own_copy(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A copy of a captured graph that may be changed; Dynamo's own must not be, other code still looks at it."""
     return copy_graph(module, ())[0]
@@ -185,7 +199,7 @@ def copy_graph(module: torch.fx.GraphModule, records: Sequence[Any]) -> tuple[to
     output = graph.graph_copy(module.graph, twins)
     if output is not None:
         graph.output(output)
-    copied = _with_sources(module, torch.fx.GraphModule(module, graph))
+    copied = _with_sources(module, graph_module(module, graph))
     return copied, [_exchange(record, twins) for record in records]
 
 
