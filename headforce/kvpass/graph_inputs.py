@@ -41,13 +41,20 @@ class AddedInputs:
         strides: Sequence[int] | None = None,
     ) -> Node:
         """A new input. Its dims in `dynamic` may have any size; give them an example size other than 0 and 1."""
-        graph = self.module.graph
         like = torch.empty(tuple(shape), dtype=dtype, device=device)
         if strides is not None:
             like = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)
+        return self._append(name, symbolic_fake(like, name, dynamic, self.examples))
+
+    def add_alike(self, name: str, node: Node) -> Node:
+        """A new input that has the shape of `node`, an added input, in every call: of the same symbols, since to make
+        others takes torch milliseconds for each."""
+        return self._append(name, torch.empty_like(node.meta["example_value"]))
+
+    def _append(self, name: str, value: torch.Tensor) -> Node:
+        graph = self.module.graph
         with graph.inserting_after(self._last):
             node = graph.placeholder(name)
-        value = symbolic_fake(like, name, dynamic, self.examples)
         node.meta["example_value"] = value
         with_source(node, name)
         self.examples.append(value)

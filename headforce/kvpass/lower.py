@@ -62,10 +62,10 @@ def lower_owned(
     theta = _theta(added, device)
     rows_kept = added.add("hf_rows", (14,), torch.int64, device, (0,)) if observed else None
     replaced: dict[Node, Node] = {}
+    tables: tuple[Node, ...] = ()
     for i, site in enumerate(_in_turn(sites, replaced)):
         on = _target_of(i, target)
-        reads, runs = _tables(added, i, device)
-        pages = added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1))
+        tables = reads, runs, pages = _owned_tables(added, i, device, tables)
         with module.graph.inserting_before(site.node):
             fused = fuses_rope(on) and rotatable(site) and site.cache.kind != PREFILL
             write = _rotate_and_write if fused else _write
@@ -155,6 +155,16 @@ def _in_turn(sites: Sequence[Site], replaced: Mapping[Node, Node]) -> Iterator[S
             factors = {n: tuple(map(follow, getattr(rope, n))) for n in ("query_factors", "key_factors")}
             rope = replace(rope, raw_query=follow(rope.raw_query), raw_key=follow(rope.raw_key), **factors)
         yield replace(site, rope=rope, **{name: follow(getattr(site, name)) for name in names})
+
+
+def _owned_tables(added: AddedInputs, i: int, device: torch.device, others: Sequence[Node]) -> tuple[Node, ...]:
+    """Reads, runs and pages of a site; `others` are those of another, if there is one: layers of a pool have tables of
+    one shape, as they are cut from the same tensor."""
+    if others:
+        return tuple(
+            added.add_alike(f"hf_{name}_{i}", n) for name, n in zip(("reads", "runs", "pages"), others, strict=True)
+        )
+    return (*_tables(added, i, device), added.add(f"hf_pages_{i}", (10, 6), torch.int64, device, (0, 1)))
 
 
 def _write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
