@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from . import torch_private
-from .linear import impossible, inequality
+from .linear import Inequality, impossible, inequality
 
 Linear = tuple[sympy.Expr, dict[sympy.Expr, sympy.Expr]]
 _NEAR = 40  # facts in each round; the bounds that matter are near
@@ -66,6 +66,14 @@ def _linear(expr: sympy.Expr) -> Linear:
     return constant, coefficients
 
 
+def _integral(linear: Linear) -> Inequality | None:
+    """`linear >= 0` with integer coefficients; None where it has others."""
+    constant, terms = linear
+    if not all(c.is_Integer for c in (constant, *terms.values())):
+        return None
+    return inequality(int(constant), {term: int(c) for term, c in terms.items()})
+
+
 class Facts:
     """What is known about the graph's integers: guards and ranges, all as `expression >= 0`.
 
@@ -88,17 +96,24 @@ class Facts:
             if getattr(high, "is_Integer", False) or isinstance(high, int):
                 found.append(high - symbol)
         found += [e.xreplace({term: value}) for term, value in self._fixed.items() for e in _definition(term)]
-        found = [sympy.expand(self.simplify(e)) for e in found]
-        self._known = [(e, _linear(e)) for e in dict.fromkeys(found) if not e.is_number]
-        self._proved: dict[sympy.Expr, bool] = {}
+        self._known: list[tuple[Linear, Inequality | None]] = []
+        self._about: dict[sympy.Expr, list[int]] = {}  # the numbers of the facts in which a term occurs
+        self._learn(found)
+        # The layers of a model ask the same again and again, and to expand an expression is most of an answer.
+        self._answers: dict[sympy.Expr | tuple[sympy.Expr, sympy.Expr], bool] = {}
 
     def assume(self, relation: sympy.Basic) -> None:
         """Add what a guard has just been added about."""
-        for expr in _inequalities(relation):
-            expr = sympy.expand(self.simplify(expr))
+        self._learn(_inequalities(relation))
+        self._answers = {asked: answer for asked, answer in self._answers.items() if answer}
+
+    def _learn(self, found: list[sympy.Expr]) -> None:
+        for expr in dict.fromkeys(sympy.expand(self.simplify(e)) for e in found):
             if not expr.is_number:
-                self._known.append((expr, _linear(expr)))
-        self._proved.clear()
+                linear = _linear(expr)
+                for term in linear[1]:
+                    self._about.setdefault(term, []).append(len(self._known))
+                self._known.append((linear, _integral(linear)))
 
     def simplify(self, expr: sympy.Expr) -> sympy.Expr:
         """`expr` with every term that a guard has fixed replaced by its value."""
@@ -116,31 +131,41 @@ class Facts:
             return True
         if a.is_Integer and b.is_Integer:
             return False
-        return self.nonnegative(a - b) and self.nonnegative(b - a)
+        return self.le(b, a) and self.le(a, b)
 
     def le(self, a: sympy.Expr | None, b: sympy.Expr | None) -> bool:
         """Whether `a <= b` is proved."""
-        return a is not None and b is not None and self.nonnegative(b - a)
+        if a is None or b is None:
+            return False
+        if (a, b) not in self._answers:
+            self._answers[a, b] = self.nonnegative(b - a)
+        return self._answers[a, b]
 
     def nonnegative(self, expr: sympy.Expr) -> bool:
         """Whether `expr >= 0` is proved, for an integer-valued expression."""
-        expr = sympy.expand(self.simplify(expr))
         if expr.is_Integer:
             return bool(expr >= 0)
-        if expr not in self._proved:
-            self._proved[expr] = self._near(expr) or self._split(expr, (), _SPLITS)
-        return self._proved[expr]
+        if expr not in self._answers:
+            plain = sympy.expand(self.simplify(expr))
+            self._answers[expr] = self._proved(plain) if plain == expr else self.nonnegative(plain)
+        return self._answers[expr]
 
-    def _near(self, expr: sympy.Expr) -> bool:
-        """One known fact plus a constant: the common case, and cheap."""
+    def _proved(self, expr: sympy.Expr) -> bool:
+        return self._near(expr) or self._split(expr, (), _SPLITS)
+
+    def _near(self, expr: sympy.Expr, assumed: tuple[sympy.Expr, ...] = ()) -> bool:
+        """One fact plus a constant: the common case, and cheap."""
         constant, terms = _linear(expr)
-        return any(terms == other and constant >= base for _, (base, other) in self._known)
+        if not terms:
+            return bool(constant >= 0)
+        facts = [self._known[i][0] for i in self._about.get(next(iter(terms)), ())]
+        return any(terms == other and constant >= base for base, other in (*facts, *map(_linear, assumed)))
 
     def _split(self, expr: sympy.Expr, assumed: tuple[sympy.Expr, ...], depth: int) -> bool:
         """Each operand of a Max or Min is one case; what is linear then is left to elimination."""
         choice = next(iter(expr.atoms(*torch_private.MAX_CLASSES, *torch_private.MIN_CLASSES)), None) if depth else None
         if choice is None:
-            return self._linear(expr, assumed)
+            return self._near(expr, assumed) or self._linear(expr, assumed)
         largest = isinstance(choice, torch_private.MAX_CLASSES)
         for picked in choice.args:
             others = [a for a in choice.args if a is not picked]
@@ -154,15 +179,14 @@ class Facts:
         goal = _linear(-1 - expr)
         system = [goal, *(_linear(e) for e in assumed)]
         reach = set().union(*(terms for _, terms in system))
+        near: list[int] = []
         for _ in range(2):  # facts that share a term with the goal, and facts that share a term with those
             system += [_linear(e) for term in reach for e in _definition(term)]
-            near = [f for _, f in self._known if reach & set(f[1]) and f not in system]
-            system += near[:_NEAR]
-            reach.update(*(terms for _, terms in near[:_NEAR]))
-        whole = [f for f in system if all(c.is_Integer for c in (f[0], *f[1].values()))]
-        return goal in whole and impossible(
-            inequality(int(c), {t: int(v) for t, v in terms.items()}) for c, terms in whole
-        )
+            found = {i for term in reach for i in self._about.get(term, ())}
+            near += sorted(found.difference(near))[:_NEAR]
+            reach.update(*(self._known[i][0][1] for i in near))
+        rows = [*map(_integral, system), *(self._known[i][1] for i in near)]
+        return rows[0] is not None and impossible(row for row in rows if row is not None)
 
 
 def _fixed_terms(guards: list[sympy.Basic]) -> dict[sympy.Expr, sympy.Expr]:
