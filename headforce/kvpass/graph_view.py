@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,8 @@ class GraphView:
         self.facts = Facts(torch_private.guard_expressions(self.env), torch_private.symbol_ranges(self.env))
         self.binder = Binder(self.placeholders)
         self.constants: dict[int, dict[Node, Any]] = {}  # what `constants.constant` has found, by the time of the use
+        self.tables: dict[Any, Any] = {}  # what `recognize.rope` has read of RoPE tables, which layers share
+        self._roots: dict[Node, Node] = {}
         self._shapes: dict[Node, tuple[sympy.Expr, ...] | None] = {}
 
     @cached_property
@@ -131,11 +133,17 @@ class GraphView:
 
     def root(self, node: Node) -> Node:
         """The node whose memory `node` is a view of; the node itself if it has memory of its own."""
-        source = tensor_argument(node) if node.op in ("call_function", "call_method") else None
-        while source is not None and self.aliases(node, source):
-            node = source
+        passed = []
+        while node not in self._roots:
             source = tensor_argument(node) if node.op in ("call_function", "call_method") else None
-        return node
+            if source is None or not self.aliases(node, source):
+                self._roots[node] = node
+                break
+            passed.append(node)
+            node = source
+        root = self._roots[node]
+        self._roots.update(dict.fromkeys(passed, root))
+        return root
 
     @cached_property
     def _writers(self) -> dict[Node, list[Node]]:
@@ -156,6 +164,17 @@ class GraphView:
 
     def region(self, starts: Iterable[Node], end: Node) -> set[Node]:
         """`starts` and every node on a path from one of them to `end`, without `end`."""
-        starts = list(starts)
-        after = set(starts).union(*(nx.descendants(self.digraph, s) for s in starts))
-        return (after & nx.ancestors(self.digraph, end)) | set(starts)
+        starts, last = set(starts), self.order[end]
+        # Every edge leads to a later node: of a long graph only the stretch in front of `end` is looked at.
+        near = _reached(starts, self.digraph.succ, lambda node: self.order[node] < last)
+        return (_reached({end}, self.digraph.pred, near.__contains__) - {end}) | starts
+
+
+def _reached(starts: set[Node], edges: Mapping[Node, Iterable[Node]], allowed: Callable[[Node], bool]) -> set[Node]:
+    """`starts` and all that can be reached from them through nodes that are allowed."""
+    found, queue = set(starts), list(starts)
+    while queue:
+        fresh = [node for node in edges[queue.pop()] if node not in found and allowed(node)]
+        found.update(fresh)
+        queue += fresh
+    return found

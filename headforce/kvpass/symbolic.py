@@ -102,6 +102,11 @@ class Facts:
         # The layers of a model ask the same again and again, and to expand an expression is most of an answer.
         self._answers: dict[sympy.Expr | tuple[sympy.Expr, sympy.Expr], bool] = {}
 
+    @property
+    def count(self) -> int:
+        """How many facts there are; `assume` adds to them."""
+        return len(self._known)
+
     def assume(self, relation: sympy.Basic) -> None:
         """Add what a guard has just been added about."""
         self._learn(_inequalities(relation))

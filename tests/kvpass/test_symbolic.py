@@ -54,6 +54,17 @@ def test_equal(facts):
     assert facts.simplify(3 * FloorDiv(c, 2) + a) == a + 12
 
 
+def test_a_new_fact_answers_an_old_question(facts):
+    before = facts.count
+    assert not facts.le(b, a)
+    assert not facts.equal(a, b)
+    facts.assume(sympy.Le(b, a))
+    assert facts.count > before
+    assert facts.le(b, a)
+    facts.assume(sympy.Le(a, b))
+    assert facts.equal(a, b)
+
+
 def test_integers_are_tighter_than_fractions():
     assert impossible([inequality(-1, {"x": 2}), inequality(1, {"x": -2})])  # 2x = 1
     assert not impossible([inequality(-2, {"x": 2}), inequality(2, {"x": -2})])

@@ -189,8 +189,13 @@ def _table(view: GraphView, cursor: Cursor, node: Node) -> tuple[Leaf, ...] | No
     shape = view.shape(node) if isinstance(node, Node) else None
     if shape is None or len(shape) > len(cursor.axes):
         return None
-    found = leaves(view, Cursor(node, broadcast(cursor.axes, shape)))
-    return None if found is None else tuple(found)
+    axes = broadcast(cursor.axes, shape)
+    asked = (node, axes, view.facts.count)  # with more facts more may be read
+    if asked not in view.tables:
+        found = leaves(view, Cursor(node, axes))
+        view.tables[asked] = None if found is None else tuple(found)
+    table: tuple[Leaf, ...] | None = view.tables[asked]
+    return table
 
 
 def _paired(kind: str, parts: tuple[Leaf, ...] | None, raw: Cursor, view: GraphView) -> tuple[Leaf, ...] | None:
