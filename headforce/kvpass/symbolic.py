@@ -152,7 +152,9 @@ class Facts:
             return bool(expr >= 0)
         if expr not in self._answers:
             plain = sympy.expand(self.simplify(expr))
-            self._answers[expr] = self._proved(plain) if plain == expr else self.nonnegative(plain)
+            if plain not in self._answers:
+                self._answers[plain] = self._proved(plain)
+            self._answers[expr] = self._answers[plain]
         return self._answers[expr]
 
     def _proved(self, expr: sympy.Expr) -> bool:
