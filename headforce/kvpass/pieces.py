@@ -119,14 +119,18 @@ def _plain(example: Any, own: bool) -> bool:
 
 
 def _static(value: Tensor) -> bool:
-    return all(isinstance(size, int) for size in (*value.shape, *value.stride()))
+    """Nobody asks for the stride of a dim of size 1: the batch row of a slice of the noise has that of all frames."""
+    strides = (stride for size, stride in zip(value.shape, value.stride(), strict=True) if size != 1)
+    return all(isinstance(number, int) for number in (*value.shape, *strides))
 
 
 def _separable(node: Node) -> bool:
     """Whether a node gives something, or does something to its own operands: autocast and the like act on others."""
     ours = getattr(node.target, "namespace", "") == "headforce"
     writes = any(writes_in_place(node, operand) for operand in node.all_input_nodes)
-    return node.op in ("call_function", "call_method") and (bool(node.users) or ours or writes)
+    gives = bool(node.users) or isinstance(node.meta.get("example_value"), Tensor)
+    known = gives or ours or writes or node.target is torch._assert_async
+    return node.op in ("call_function", "call_method") and known
 
 
 def _stretches(nodes: Sequence[Node]) -> list[list[Node]]:

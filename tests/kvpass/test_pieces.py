@@ -183,6 +183,16 @@ class Dead(Layers):
         self.call(torch.permute, x, (0, 2, 1, 3))
 
 
+class Asserting(Layers):
+    """As Self-Forcing's own model does in front of its layers, which also leaves an embedding that nobody uses."""
+
+    def layer(self, number, x):
+        if number == 0:
+            unused = self.call(torch.nn.functional.gelu, x)
+            unused.meta["example_value"] = x.meta["example_value"]
+            self.call(torch._assert_async, self.call(torch.all, self.call(operator.gt, x, -1.0)))
+
+
 class Permuted(Layers):
     """The first layer makes `x` as models do behind a convolution: columns lie one after the other."""
 
@@ -194,8 +204,9 @@ class Permuted(Layers):
         return self.shown
 
 
-def test_dead_nodes_do_not_matter():
-    assert len(Dead().cut().pieces) == 5
+@pytest.mark.parametrize("body", [Dead, Asserting])
+def test_what_nobody_uses_does_not_matter(body):
+    assert len(body().cut().pieces) == 5
 
 
 def test_what_passes_lies_row_by_row():
