@@ -98,8 +98,8 @@ def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[
     if arguments.unchecked:
         checked = {variant.name: Result() for variant in variants}
     else:
-        tell_all = lambda results: [known(case, results) for case in cases]  # noqa: E731
-        checked = check(variants, Checks(model, video, settings), tell_all)
+        checks = Checks(model, video, settings)
+        checked = check(variants, checks, lambda results: [known(case, results) for case in cases])
     if not arguments.dry_run:
         torch._dynamo.reset()  # the graphs of the short model would be looked through in every call
     for case in cases:

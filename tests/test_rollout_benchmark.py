@@ -123,6 +123,14 @@ def test_a_run_that_is_cut_off_leaves_what_was_known(during, held, tmp_path, mon
     assert all((result["held_bytes"] is not None) == held for result in case["variants"].values())
 
 
+def test_without_references_variants_are_still_compared(tmp_path):
+    names = ("grouped dummy_forcing", "headforce dummy_forcing sdpa")
+    status, found = dry_run(tmp_path, *names, options=["--unchecked", "--blocks"])
+    assert status == 0
+    assert [found[name]["error"] for name in names] == [None, None]
+    assert found[names[1]]["difference"] < 1e-4
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert rollout.main([]) == 2

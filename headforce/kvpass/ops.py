@@ -161,7 +161,7 @@ def writes_in_place(node: Node, operand: Node) -> bool:
                 return True
         return False
     first = node.args[0] if node.args else None
-    if isinstance(first, (tuple, list)) and operand in first:  # torch._foreach_add_ and its like
+    if isinstance(first, (tuple, list)) and any(part is operand for part in first):  # torch._foreach_add_ and its like
         first = operand
     if first is operand and _asks_for_in_place(node):
         return True
@@ -176,7 +176,10 @@ def writes_in_place(node: Node, operand: Node) -> bool:
 
 def _asks_for_in_place(node: Node) -> bool:
     """Whether a function is called with `inplace=True`, or with something that is not known to be False."""
-    place = _place_of_inplace(node.target) if node.op == "call_function" else None
+    try:
+        place = _place_of_inplace(node.target) if node.op == "call_function" else None
+    except TypeError:  # an unhashable callable is nobody we know
+        place = None
     given = node.kwargs.get("inplace", False)
     return (node.args[place] if place is not None and place < len(node.args) else given) is not False
 

@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule
 
 import headforce
 from examples.causal_wan import Rollout
+from headforce.kvpass.ops import writes_in_place
 from headforce.kvpass.pieces import in_pieces
 from headforce.policy import Policy
 
@@ -166,6 +167,27 @@ class WrittenThroughAView(Layers):
 @pytest.mark.parametrize("body", [Grad, Shapes, Written, WrittenInput, WrittenThroughAView])
 def test_what_does_not_come_apart_stays_whole(body):
     assert body().cut() is None
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "keywords", "writes"),
+    [
+        (torch.nn.functional.relu, (), {"inplace": True}, True),
+        (torch.nn.functional.relu, (True,), {}, True),
+        (torch.nn.functional.relu, (False,), {}, False),
+        (torch.nn.functional.relu, (), {}, False),
+    ],
+)
+def test_a_function_may_be_asked_to_write_in_place(function, arguments, keywords, writes):
+    graph = Graph()
+    x = graph.placeholder("x")
+    assert writes_in_place(graph.call_function(function, (x, *arguments), keywords), x) is writes
+
+
+def test_a_function_of_many_tensors_may_write_each():
+    graph = Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    assert all(writes_in_place(graph.call_function(torch._foreach_add_, ([x, y], 1.0)), node) for node in (x, y))
 
 
 class WrittenAtHome(Layers):
