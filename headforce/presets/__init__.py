@@ -8,7 +8,7 @@ from .labels import Labels
 from .longlive import longlive
 from .named import read_policy
 from .pyramid_forcing import pyramid_forcing
-from .registry import find_preset, load_presets, make_preset, preset
+from .registry import find_preset, load_presets, make_preset, need_quirks, preset
 from .self_forcing import self_forcing
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "load_presets",
     "longlive",
     "make_preset",
+    "need_quirks",
     "preset",
     "pyramid_forcing",
     "read_policy",

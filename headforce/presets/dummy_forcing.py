@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 
 from ..policy import Classify, Policy, Warmup, parse_rule
 from .labels import Labels, need_classes
-from .registry import preset
+from .registry import need_quirks, preset
 
 CLASSES = ("sink", "neighbor", "dummy")
 
@@ -21,6 +22,7 @@ def dummy_forcing(
     first_frames: int = 1,
     queries: float = 0.25,
     seed: int = 0,
+    quirks: Sequence[str] = (),
 ) -> Policy:
     """Sink heads read frame 0, neighbor heads the newest `context` frames, dummy heads the newest `packed`.
 
@@ -37,16 +39,18 @@ def dummy_forcing(
         first_frames: frames from the oldest on whose attention makes a head a sink.
         queries, seed: the share of query rows that is measured, and the seed of their choice. The code takes a ninth or
             a third of them, at random and with replacement; the paper says a quarter.
+        quirks: defects of the code that are wanted. `no_first_frame`: neighbor heads miss frame 0 even where their
+            context reaches back to it, since the code keeps it in its cache of sinks alone.
 
     Followed is the code (commit 28128ed6) where it differs from the paper: neighbor heads have no sink, dummy heads get
     one frame back ("context packing"), and masses are divided by their sums over all heads before they are compared.
-    Not followed: rows from the global random state, so that labels cannot be had twice; the partition at `ar_start=2`,
-    where two neighbor frames count as first (`first_frames=3` is that); and that the code keeps frame 0 in its cache of
-    sinks alone, so that neighbor heads miss it even where their context reaches back to it, in the first chunks.
+    Not followed: rows from the global random state, so that labels cannot be had twice; and the partition at
+    `ar_start=2`, where two neighbor frames count as first (`first_frames=3` is that).
     """
+    missed = " & since(1)" * ("no_first_frame" in need_quirks(quirks, "no_first_frame"))
     classes = {
         "sink": parse_rule("sink(1)"),
-        "neighbor": parse_rule(f"window({context})"),
+        "neighbor": parse_rule(f"window({context}){missed}"),
         "dummy": parse_rule(f"window({packed})" if packed else "drop()"),
     }
     warmup = Warmup(classify_at + 1, parse_rule(f"sink(1) | window({context})"))

@@ -65,6 +65,19 @@ def make_preset(name: str, **arguments: Any) -> Policy:
     return function(**arguments)
 
 
+def need_quirks(given: Sequence[str], *known: str) -> set[str]:
+    """The quirks that are asked for; HF-PRESET names one that the preset does not have.
+
+    A quirk is a defect of published code that the preset does not have unless it is named. The preset's docstring says
+    what each does.
+    """
+    for name in given:
+        if name not in known:
+            found = f"quirk {name!r}{nearest(name, known)}"
+            raise HeadforceError("HF-PRESET", site="quirks", found=found, needed="any of " + ", ".join(known))
+    return set(given)
+
+
 def _takes(function: Callable[..., Policy]) -> str:
     parameters = inspect.signature(function).parameters.values()
     return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)

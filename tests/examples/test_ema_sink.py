@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_sink_is_the_published_one():
+def test_v9_the_sink_is_the_published_one():
     paths = os.pathsep.join([str(ROOT), str(ROOT / "examples" / "plugin_ema_sink")])
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("reward_forcing.py"))],

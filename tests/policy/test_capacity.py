@@ -147,7 +147,7 @@ def test_no_operator_claims_more_than_there_is(rule, committed, frames):
 @given(rules(stores=True, intersections=False, native=NATIVE))
 def test_the_expression_is_finite_exactly_if_every_operator_is_bounded(rule):
     rule = bound_policy(rule, horizon=1000).distinct[0].rule
-    endless = any(term.op.name in ("everything", "older") or _endless_stride(term.op) for term in rule.terms)
+    endless = any(term.op.name in ("everything", "older", "since") or _endless_stride(term.op) for term in rule.terms)
     assert (limit(rule, 3) is None) == endless
 
 
@@ -161,6 +161,7 @@ def _endless_stride(op):
         ("everything() & window(4)", 4),
         ("stride(6, phase=0) & span(10)", 9),
         ("everything() & drop()", 0),
+        ("window(4) & since(2)", 4),
         ('stride(6, phase="query", last=4) | sink(1)', 25),
         ("span(1)", 0),
         ("window(4) as w & sink(2) | episodic(3, source=evicted(w))", 9),

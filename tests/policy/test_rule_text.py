@@ -86,7 +86,7 @@ def test_rule_that_is_not_text():
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("sinc(1)", "sink"), ("windw(2)", "window"), ("strides", "stride"), ("sink(1)@colapse(3)", "collapse")],
+    [("sinkk(1)", "sink"), ("windw(2)", "window"), ("strides", "stride"), ("sink(1)@colapse(3)", "collapse")],
 )
 def test_unknown_operator_names_the_nearest(text, nearest):
     with pytest.raises(HeadforceError, match="HF-OP-UNKNOWN") as error:

@@ -66,12 +66,13 @@ def test_longlive_is_twelve_frames_with_three_in_front():
 
 @pytest.mark.parametrize("classify_at", [1, 2])
 @pytest.mark.parametrize("context", [1, 2])
-def test_dummy_forcing_is_its_two_caches(classify_at, context):
+@pytest.mark.parametrize("quirks", [(), ("no_first_frame",)])
+def test_dummy_forcing_is_its_two_caches(classify_at, context, quirks):
     """The published code, chunk by chunk: `sink` and `local` of all heads, then of groups of heads.
 
-    But for frame 0, which neighbor heads read for as long as their context reaches back to it.
+    But for frame 0, which neighbor heads read as long as their context reaches back to it, unless the quirk is named.
     """
-    policy = dummy_forcing(LABELS, context=3 * context, classify_at=classify_at)
+    policy = dummy_forcing(LABELS, context=3 * context, classify_at=classify_at, quirks=quirks)
     sink, local, last = [], [], []
     for chunk, reads in planned(policy, (3,) * 41):
         current = list(chunk.queries)
@@ -81,7 +82,7 @@ def test_dummy_forcing_is_its_two_caches(classify_at, context):
                 expected = sink + local
             else:
                 expected = {"sink": sink, "neighbor": local, "dummy": last}[kind]
-                if kind == "neighbor" and chunk.start <= 3 * context:
+                if kind == "neighbor" and chunk.start <= 3 * context and not quirks:
                     expected = [0, *expected]  # the docstring says so
             assert frames == [set(expected)], (chunk.index, kind)
         everything = sink + local + current
@@ -157,6 +158,9 @@ def test_every_preset_is_a_file_and_back():
         ("self_forcing", {"window": True}, "window=True"),
         ("deep_forcing", {"segments": 2.5}, r"segments=2\.5"),
         ("forcing_kv", {"labels": LABELS, "ungrouped_layers": "0"}, "ungrouped_layers='0'"),
+        ("dummy_forcing", {"quirks": "no_first_frame"}, "quirks='no_first_frame'"),
+        ("dummy_forcing", {"quirks": ["no_frist_frame"]}, r"quirk 'no_frist_frame'.*did you mean 'no_first_frame'"),
+        ("pyramid_forcing", {"labels": ROLES, "quirks": ["pinned"]}, r"quirk 'pinned'.*any of pinned_frame"),
     ],
 )
 def test_what_does_not_exist(name, arguments, says):

@@ -21,8 +21,9 @@ BLOCK = 4
 class Head:
     """The state of one head of the published code: a sink, a middle and the recent frames, chunk by chunk."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, quirks=()):
         self.kind = kind
+        self.pinned = 1 if kind == "anchor" and "pinned_frame" in quirks else 0
         self.sink_size = 1 if kind == "wave" else 3
         self.sink, self.recent, self.ring, self.fifo, self.seen, self.done = [], [], {}, [], {}, []
 
@@ -33,7 +34,8 @@ class Head:
             if len(sink) < self.sink_size:
                 sink.append(t)
             else:
-                recent = [*recent, t][-4:]
+                recent = [*recent, t]
+                recent = [*recent[:-4][: self.pinned], *recent[-4:]]
         reads = {q: self.read(q, sink, recent, frames) for q in frames}
         self.sink, self.recent = sink, recent
         for t in frames:
@@ -83,10 +85,11 @@ def planned(schedule, policy=None):
 
 
 @pytest.mark.parametrize("schedule", [(3,) * 41, (1,) * 80, (1, *(3,) * 30)], ids=["threes", "ones", "one and threes"])
-def test_reads_and_positions_are_those_of_the_code(schedule):
+@pytest.mark.parametrize("quirks", [(), ("pinned_frame",)], ids=["plain", "quirks"])
+def test_reads_and_positions_are_those_of_the_code(schedule, quirks):
     """At chunks 0 to 40. In the first chunks the code keeps current frames in its sink, at position 0: not so here."""
-    heads = [Head("wave"), Head("anchor"), Head("veil")]
-    for chunk, found in planned(schedule):
+    heads = [Head(kind, quirks) for kind in ("wave", "anchor", "veil")]
+    for chunk, found in planned(schedule, pyramid_forcing(LABELS, quirks=quirks)):
         for head, of_head in zip(heads, found, strict=True):
             assert of_head == head.run(list(chunk.queries)), (chunk, head.kind)
 

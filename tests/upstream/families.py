@@ -15,6 +15,7 @@ from .checkout import Checkout
 from .krea import krea
 from .longlive_2 import longlive_2
 from .run import (
+    LAYERS,
     TOKENS,
     WAN_STAND_INS,
     Family,
@@ -31,11 +32,11 @@ from .run import (
 )
 
 
-def self_forcing(path: Path, window: int = 6, sink: int = 1, **wrapped: Any) -> Run:
+def self_forcing(path: Path, window: int = 6, sink: int = 1, layers: int = LAYERS, **wrapped: Any) -> Run:
     """`CausalInferencePipeline`, whose caches stay and are reset for the next video."""
     checkout = wan(path, "demo_utils.memory", "demo_utils")
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
-    model_class.from_pretrained = small(model_class)
+    model_class.from_pretrained = small(model_class, num_layers=layers)
     wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
     arguments = arguments_of(model_kwargs={"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0})
     module = checkout.load("pipeline.causal_inference")
@@ -51,9 +52,9 @@ def self_forcing(path: Path, window: int = 6, sink: int = 1, **wrapped: Any) -> 
     return run_of(pipeline, arguments)
 
 
-def reward_forcing(path: Path) -> Run:
+def reward_forcing(path: Path, layers: int = LAYERS) -> Run:
     """The same pipeline; a block that is evicted is averaged into the sink, which is as long."""
-    return self_forcing(path, window=9, sink=3, checkpoint_path="")
+    return self_forcing(path, window=9, sink=3, layers=layers, checkpoint_path="")
 
 
 def rolling_forcing(path: Path) -> Run:
@@ -72,9 +73,9 @@ def rolling_forcing(path: Path) -> Run:
     return replace(run, caches=lambda: pipeline.kv_cache_clean)
 
 
-def longlive(path: Path, window: int = 9, sink: int = 3) -> Run:
+def longlive(path: Path, window: int = 9, sink: int = 3, layers: int = LAYERS) -> Run:
     """`CausalInferencePipeline` of version 1, whose caches are made anew for every video."""
-    return run_of(*_longlive(path, "causal_inference", "CausalInferencePipeline", window, sink))
+    return run_of(*_longlive(path, "causal_inference", "CausalInferencePipeline", window, sink, layers))
 
 
 def longlive_interactive(path: Path, window: int = 9, sink: int = 3, *, global_sink: bool = True) -> Run:
@@ -103,10 +104,12 @@ def longlive_interactive(path: Path, window: int = 9, sink: int = 3, *, global_s
     return replace(plain, video=video, passes=lambda chunks: plain.passes(chunks) + len(switches(chunks)))
 
 
-def _longlive(path: Path, module: str, kind: str, window: int, sink: int, **own: Any) -> tuple[Any, SimpleNamespace]:
+def _longlive(
+    path: Path, module: str, kind: str, window: int, sink: int, layers: int = LAYERS, **own: Any
+) -> tuple[Any, SimpleNamespace]:
     checkout = wan(path, "utils.memory")
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
-    model_class.from_pretrained = small(model_class)
+    model_class.from_pretrained = small(model_class, num_layers=layers)
     wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
     settings = {"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0}
     arguments = arguments_of(model_kwargs=SimpleNamespace(**settings), **own)

@@ -64,7 +64,13 @@ class Family:
 
 
 class TextEncoder(nn.Module):
-    """Stands in for the text encoder: an embedding for each text, always the same."""
+    """Stands in for the text encoder: an embedding for each text, always the same, of the dtype it was converted to."""
+
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.zeros((), dtype=torch.bfloat16))
 
     def forward(self, text_prompts: list[str]) -> dict[str, Tensor]:
         """[texts, length, channels]."""
@@ -72,7 +78,7 @@ class TextEncoder(nn.Module):
         for text in text_prompts:
             generator = torch.Generator().manual_seed(sum(map(ord, text)))
             rows.append(torch.randn(TEXT_LEN, TEXT, generator=generator).bfloat16())
-        return {"prompt_embeds": torch.stack(rows)}
+        return {"prompt_embeds": torch.stack(rows).to(self.like.dtype)}
 
 
 class Vae(nn.Module):
@@ -141,13 +147,15 @@ def arguments_of(**own: Any) -> SimpleNamespace:
 
 
 def run_of(pipeline: Any, arguments: SimpleNamespace) -> Run:
-    pipeline.frame_seq_length, pipeline.num_transformer_blocks = TOKENS, LAYERS
+    """The run of a pipeline of Self-Forcing's form. Latents have the dtype of the model."""
+    model = pipeline.generator.model
+    pipeline.frame_seq_length, pipeline.num_transformer_blocks = TOKENS, len(model.blocks)
 
     def video(seed: int, chunks: int) -> Tensor:
         torch.manual_seed(seed)
-        latents = noise(seed, chunks * arguments.num_frame_per_block)
+        latents = noise(seed, chunks * arguments.num_frame_per_block).to(model.head.head.weight.dtype)
         with torch.no_grad():
             return pipeline.inference(latents, [f"text {seed}"], return_latents=True)[1]
 
     passes = len(arguments.denoising_step_list) + 1
-    return Run(pipeline, pipeline.generator.model, video, lambda: pipeline.kv_cache1, lambda chunks: passes * chunks)
+    return Run(pipeline, model, video, lambda: pipeline.kv_cache1, lambda chunks: passes * chunks)
