@@ -5,8 +5,8 @@ with the group's part of the chunk, calls SDPA once, and puts the result back wh
 equally long share a call, as in Dummy Forcing. What heads read is asked of the oracle.
 
 It is kept generous. RoPE is real and one kernel; which frames are read is known to the host without a question to the
-device; past keys that stand elsewhere are turned once a chunk and not in every pass; selections cost one wait a chunk;
-nothing is held that no later chunk can read.
+device, and found once for all layers; past keys that stand elsewhere are turned once a chunk and not in every pass,
+those of a call together; selections cost one wait a chunk; nothing is held that no later chunk can read.
 """
 
 from __future__ import annotations
@@ -38,12 +38,65 @@ def as_grouped(model: nn.Module, policy: BoundPolicy, rotate: Rotate = example.r
     return other, decisions
 
 
+@dataclass(frozen=True)
+class Read:
+    """What query frames `first` to `stop` of a chunk, counted from its start, read of the past: where each frame and
+    each part of frames stands."""
+
+    first: int
+    stop: int
+    frames: dict[int, int]
+    parts: dict[tuple[Any, ...], int]
+
+
 @dataclass
 class Decisions:
-    """What the stores of the policy's rules hold: heads of one rule decide together, in their first layer."""
+    """What the stores of the policy's rules hold: heads of one rule decide together, in their first layer.
+
+    What is read in a chunk, and the angles of frames, are the same for all layers.
+    """
 
     policy: BoundPolicy
     memories: dict[str, HeadMemory] = field(default_factory=dict)
+    chunk: Chunk | None = None
+    reads: dict[str, list[Read]] = field(default_factory=dict)
+    angles: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def begin(self, chunk: Chunk) -> None:
+        """The first layer's word that `chunk` begins."""
+        self.chunk = chunk
+        self.reads.clear()
+        self.angles.clear()
+
+    def read(self, rule: HeadRule) -> list[Read]:
+        """What heads of the rule read in the chunk that runs."""
+        if rule.text not in self.reads:
+            self.reads[rule.text] = list(self._read(rule))
+        return self.reads[rule.text]
+
+    def _read(self, rule: HeadRule) -> Iterator[Read]:
+        chunk, memory = self.chunk, self.memories.get(rule.text)
+        assert chunk is not None
+        in_force, record = rule.at(chunk), memory.explained() if memory is not None else None
+        read = [
+            (oracle.read(in_force, None, chunk, q, record), oracle.read_parts(in_force, None, chunk, q, record))
+            for q in chunk.queries
+        ]
+        begin = 0
+        for stop in range(1, chunk.frames + 1):
+            if stop == chunk.frames or read[stop] != read[begin]:
+                yield Read(begin, stop, *read[begin])
+                begin = stop
+
+    def angles_at(
+        self, at: int, cell: tuple[int, int], grid: tuple[int, int, int], rope: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rows of a frame at `at`, of which every `cell` of tokens is one."""
+        if (at, cell) not in self.angles:
+            whole = example.rope_angles(rope, at, (1, *grid[1:]))
+            rows = (t.view(*grid[1:], 1, -1)[:: cell[0], :: cell[1]].flatten(0, 1) for t in whole)
+            self.angles[at, cell] = (next(rows), next(rows))
+        return self.angles[at, cell]
 
     def at(self, rule: HeadRule, before: Chunk | None, now: Chunk, choose: Callable[..., FrameSet]) -> HeadMemory:
         """The memory of a rule while `now` runs; its stores are offered what became history, once."""
@@ -96,6 +149,10 @@ class Group:
     parts: dict[tuple[Any, ...], Rows] = field(default_factory=dict)
 
 
+Past = tuple[Tensor, list[Tensor], list[Tensor]]
+"""Heads of a group, and their keys and values in pieces."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One SDPA: the past of `heads` in pieces [B, R, h, D], and the query rows that read it."""
@@ -112,7 +169,7 @@ class GroupedAttention(nn.Module):
     def __init__(self, attention: nn.Module, decisions: Decisions, layer: int, rotate: Rotate) -> None:
         super().__init__()
         self.attention: Any = attention
-        self.decisions, self.rotate = decisions, rotate
+        self.decisions, self.layer, self.rotate = decisions, layer, rotate
         by_rule: dict[str, list[int]] = {}
         for head, rule in enumerate(decisions.policy.rules[layer]):
             by_rule.setdefault(rule.text, []).append(head)
@@ -162,14 +219,19 @@ class GroupedAttention(nn.Module):
             self.current = None
             for rule, _ in self.members:
                 self.decisions.memories.pop(rule.text, None)
+        if self.layer == 0:
+            self.decisions.begin(self.chunk)
         tokens = grid[1] * grid[2]
-        spans: dict[tuple[int, int, int], list[tuple[Group, list[Rows]]]] = {}
+        self.calls = []  # what they hold has room for what comes
+        spans: dict[tuple[int, int, int], list[Past]] = {}
         for group in self.groups:
             if before is not None:
                 self._commit(group, before, grid)
-            for first, stop, pieces in self._readings(group, grid, rope):
-                length = sum(piece.key.shape[1] for piece in pieces)
-                spans.setdefault((first * tokens, stop * tokens, length), []).append((group, pieces))
+            for read in self.decisions.read(group.rule):
+                keys, values = self._past(group, read, grid, rope)
+                length = sum(t.shape[1] for t in keys)
+                span = (read.first * tokens, read.stop * tokens, length)
+                spans.setdefault(span, []).append((group.heads, keys, values))
         self.calls = [_call(members, slice(a, b)) for (a, b, _), members in spans.items()]
 
     def _commit(self, group: Group, before: Chunk, grid: tuple[int, int, int]) -> None:
@@ -193,53 +255,37 @@ class GroupedAttention(nn.Module):
         live = group.rule.live(self.chunk, memory.held)
         group.frames = {frame: rows for frame, rows in group.frames.items() if frame in live}
 
-    def _readings(
-        self, group: Group, grid: tuple[int, int, int], rope: Tensor
-    ) -> Iterator[tuple[int, int, list[Rows]]]:
-        """(first query frame, stop, what they read of the past), counted from the start of the chunk."""
-        chunk, rule = self.chunk, group.rule
-        assert chunk is not None
-        memory, in_force = self.decisions.memories.get(rule.text), rule.at(chunk)
-        record = memory.explained() if memory is not None else None
-        read = [
-            (oracle.read(in_force, None, chunk, q, record), oracle.read_parts(in_force, None, chunk, q, record))
-            for q in chunk.queries
-        ]
-        begin = 0
-        for stop in range(1, chunk.frames + 1):
-            if stop == chunk.frames or read[stop] != read[begin]:
-                frames, parts = read[begin]
-                pieces = [self._seen(group.frames[f], at != f, at, grid, rope) for f, at in frames.items()]
-                pieces += [self._seen(group.parts[p], self.turns, at, grid, rope) for p, at in parts.items()]
-                yield begin, stop, pieces
-                begin = stop
-
-    def _seen(self, rows: Rows, turns: bool, at: int, grid: tuple[int, int, int], rope: Tensor) -> Rows:
-        """Rows whose keys stand at frame `at`; they are turned from scratch where they stand elsewhere or nowhere."""
-        if not turns:
-            return rows
-        assert rows.raw is not None
-        cos, sin = (
-            t.view(*grid[1:], 1, -1)[:: rows.cell[0], :: rows.cell[1]].flatten(0, 1)
-            for t in example.rope_angles(rope, at, (1, *grid[1:]))
-        )
-        return Rows(None, self.rotate(rows.raw, cos, sin), rows.value)
+    def _past(
+        self, group: Group, read: Read, grid: tuple[int, int, int], rope: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values in pieces. Keys that stand elsewhere, or nowhere, are turned from scratch, all at once."""
+        pieces = [(group.frames[f], at, at != f) for f, at in read.frames.items()]
+        pieces += [(group.parts[p], at, self.turns) for p, at in read.parts.items()]
+        moved = [(rows, at) for rows, at, turns in pieces if turns]
+        stays = [rows for rows, _, turns in pieces if not turns]
+        keys = [rows.key for rows in stays]
+        if moved:
+            raw = torch.cat([rows.raw for rows, _ in moved if rows.raw is not None], dim=1)
+            angles = [self.decisions.angles_at(at, rows.cell, grid, rope) for rows, at in moved]
+            cos, sin = (torch.cat(parts) for parts in zip(*angles, strict=True))
+            keys.insert(0, self.rotate(raw, cos, sin))
+        return keys, [rows.value for rows in (*(rows for rows, _ in moved), *stays)]
 
 
 def _held(memory: HeadMemory, store: str) -> FrameSet:
     return memory.held.get(store, FrameSet())
 
 
-def _call(members: Sequence[tuple[Group, Sequence[Rows]]], rows: slice) -> Call:
+def _call(members: Sequence[Past], rows: slice) -> Call:
     """The call of groups with equally long pasts. Several groups are laid side by side once a chunk."""
 
-    def past(name: str) -> list[Tensor]:
-        of_groups = [[getattr(piece, name) for piece in pieces] for _, pieces in members]
+    def past(of_groups: list[list[Tensor]]) -> list[Tensor]:
         if len(members) == 1 or not of_groups[0]:
             return of_groups[0]
         return [torch.cat([torch.cat(pieces, dim=1) for pieces in of_groups], dim=2)]
 
-    return Call(torch.cat([group.heads for group, _ in members]), rows, past("key"), past("value"))
+    heads, keys, values = (list(of_groups) for of_groups in zip(*members, strict=True))
+    return Call(torch.cat(heads), rows, past(keys), past(values))
 
 
 def least_alike(frames: dict[int, Rows], candidates: FrameSet, count: int, of: int) -> FrameSet:
