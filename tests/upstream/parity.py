@@ -41,10 +41,12 @@ class Parity:
         without: the same if every head reads the last 21 frames: what the policy changes.
         classified: whether heads were classified as in the fork; None where they were not classified.
         rewritten: sites. graphs: compiled. breaks: graph breaks.
+        instead: see `Fork`.
     """
 
     fork: str
     commit: str
+    instead: str
     difference: list[float]
     without: list[float]
     classified: bool | None
@@ -73,6 +75,7 @@ def compare(fork: Fork, commit: str, recorded: dict[str, Any], base: Path) -> Pa
     return Parity(
         fork=fork.name,
         commit=commit,
+        instead=fork.instead,
         difference=_differences(ours, recorded["video"]),
         without=_differences(without, recorded["video"]),
         classified=None if labels is None else labels == Labels.from_dummy_forcing(recorded["groups"]),
