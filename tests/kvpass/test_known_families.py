@@ -19,6 +19,31 @@ class CountedFromFirstRow(nn.Module):
         return x, grid_sizes_kv
 
 
+class OfForcingKV(nn.Module):
+    """Self-attention of the published systems, as far as each is told apart from Self-Forcing's."""
+
+    def forward(self, x, kv_cache):
+        temporal_heads = kv_cache["headgroup_mid"]
+        return x, temporal_heads
+
+
+class OfDummyForcing(nn.Module):
+    def forward(self, x, kv_cache):
+        headgroup_first = kv_cache["headgroup_first"]
+        return x, headgroup_first
+
+
+class OfDeepForcing(nn.Module):
+    def forward(self, x, current_start):
+        desired_sink_abs_start = current_start
+        return x, desired_sink_abs_start
+
+
+class OfPyramidForcing(nn.Module):
+    def forward(self, x, prompt_v=None):
+        return x, prompt_v
+
+
 def model_with(kind: type[nn.Module] = nn.Module, **attributes: object) -> nn.Module:
     """A model whose self-attention has what adapters look for."""
     attention, block, model = kind(), nn.Module(), nn.Module()
@@ -44,6 +69,11 @@ WINDOW = {"max_attention_size": 1, "sink_size": 1}
         ({"compression_alpha": 0.999, **WINDOW}, "HF-CLOCK.*Reward Forcing"),
         ({"evict_idx": None, "adapt_sink_thr": -1, "sink_size": 3}, "HF-CACHE-FORM.*StreamDiffusionV2"),
         ({"kind": CountedFromFirstRow, **WINDOW}, "HF-CLOCK.*Infinite-Forcing"),
+        ({"kind": OfForcingKV, **WINDOW}, "HF-CACHE-FORM.*Forcing-KV.*policy='forcing_kv'"),
+        ({"kind": OfForcingKV, "fuse_projections": None, **WINDOW}, "HF-CACHE-FORM.*Forcing-KV"),
+        ({"kind": OfDummyForcing, **WINDOW}, "HF-CACHE-FORM.*Dummy Forcing.*policy='dummy_forcing'"),
+        ({"kind": OfDeepForcing, **WINDOW}, "HF-CACHE-FORM.*Deep Forcing.*policy='deep_forcing'"),
+        ({"kind": OfPyramidForcing, **WINDOW}, "HF-CACHE-FORM.*Pyramid Forcing.*policy='pyramid_forcing'"),
     ],
 )
 @pytest.mark.parametrize("mode", ["owned", "view"])

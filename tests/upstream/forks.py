@@ -50,6 +50,7 @@ class Fork:
         policy: what is to compute the same. Where the fork classifies heads, so does the policy.
         chunks: of a video, so many that everything has been evicted that ever is.
         instead: what was replaced in the fork besides kernels, because the preset does not follow it there.
+        refused: the code with which `prepare` refuses the fork itself.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Fork:
     policy: Callable[[], Policy]
     chunks: int = 6
     instead: str = ""
+    refused: str = "HF-CACHE-FORM"
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -194,7 +196,14 @@ ALL_ROWS = "rows of queries that classify heads: all of them, where it draws som
 FORKS = {
     fork.name: fork
     for fork in (
-        Fork("longlive", "longlive-1", lambda path, _: _as_it_is(longlive(path, 12, 3, LAYERS)), presets.longlive, 7),
+        Fork(
+            "longlive",
+            "longlive-1",
+            lambda path, _: _as_it_is(longlive(path, 12, 3, LAYERS)),
+            presets.longlive,
+            7,
+            refused="",
+        ),
         Fork("forcing-kv", "Forcing-KV", forcing_kv_fork, partial(forcing_kv, STATIC_DYNAMIC)),
         Fork(
             "forcing-kv-two-frames",
@@ -246,7 +255,14 @@ FORKS = {
             _deep_sink,
             10,
         ),
-        Fork("reward-forcing", "reward-forcing", lambda path, _: _as_it_is(reward_forcing(path, LAYERS)), _ema_sink, 8),
+        Fork(
+            "reward-forcing",
+            "reward-forcing",
+            lambda path, _: _as_it_is(reward_forcing(path, LAYERS)),
+            _ema_sink,
+            8,
+            refused="HF-CLOCK",
+        ),
         Fork(
             "pyramid-forcing",
             "RollingForcing-fork",
@@ -254,6 +270,7 @@ FORKS = {
             partial(pyramid_forcing, PYRAMID, quirks=["pinned_frame"]),
             12,
             "frames of the first chunk and of clean passes: at their own positions, and stored behind the reading",
+            refused="",  # the model is Self-Forcing's
         ),
     )
 }

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 import headforce
+from headforce import HeadforceError
 from headforce.kvpass.session import Session
 from headforce.policy import Policy
 from headforce.presets import Labels, self_forcing
 from headforce.testing import peak
 
 from .forks import FORKS, Fork, unmodified
+from .run import Run
 
 SEED, BLOCK = 1, 3
 GROUPS = ("headgroup_first", "headgroup_mid", "headgroup_last")
@@ -41,6 +43,7 @@ class Parity:
         without: the same if every head reads the last 21 frames: what the policy changes.
         classified: whether heads were classified as in the fork; None where they were not classified.
         rewritten: sites. graphs: compiled. breaks: graph breaks.
+        refused: the code with which `prepare` refuses the fork itself, empty where it takes it.
         instead: see `Fork`.
     """
 
@@ -53,6 +56,7 @@ class Parity:
     rewritten: int
     graphs: int
     breaks: int
+    refused: str
 
 
 def record(fork: Fork, path: Path, base: Path, to: Path) -> None:
@@ -62,7 +66,16 @@ def record(fork: Fork, path: Path, base: Path, to: Path) -> None:
     video, caches = run.video(SEED, fork.chunks), run.caches()
     grouped = isinstance(caches[0], dict) and set(GROUPS) <= caches[0].keys()
     groups = [{name: cache[name] for name in GROUPS} for cache in caches] if grouped else None
-    torch.save({"weights": run.model.state_dict(), "video": video, "groups": groups}, to)
+    recorded = {"weights": run.model.state_dict(), "video": video, "groups": groups, "refused": _refused(run)}
+    torch.save(recorded, to)
+
+
+def _refused(run: Run) -> str:
+    try:
+        headforce.prepare(run.pipeline, Policy({})).restore()
+    except HeadforceError as error:
+        return error.code
+    return ""
 
 
 def compare(fork: Fork, commit: str, recorded: dict[str, Any], base: Path) -> Parity:
@@ -82,6 +95,7 @@ def compare(fork: Fork, commit: str, recorded: dict[str, Any], base: Path) -> Pa
         rewritten=session.report.count("rewritten"),
         graphs=session.report.graphs,
         breaks=breaks,
+        refused=recorded["refused"],
     )
 
 

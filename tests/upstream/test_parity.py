@@ -32,6 +32,7 @@ def test_the_policy_computes_what_the_fork_computes(name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
+    assert row["refused"] == FORKS[name].refused
     assert row["rewritten"] > 0
     assert row["breaks"] == 0
     assert row["classified"] in (None, True)
