@@ -8,8 +8,10 @@ import math
 import types
 import weakref
 
+import pytest
 import torch
 
+from headforce import HeadforceError
 from headforce.kvpass.capture.boxes import BoxedDictCache, IndexBox
 from headforce.kvpass.capture.grid import MATH, Grid, GridOf
 from headforce.kvpass.capture.krea import NumberedDictCache
@@ -98,3 +100,22 @@ def test_a_name_that_was_not_there_is_taken_away_again() -> None:
     with patched(namespace, "name", "shim"):
         assert namespace == {"name": "shim"}
     assert namespace == {}
+
+
+class Replaced(torch.nn.Module):
+    """Somebody put a function of their own in place of the model's."""
+
+    patch_size = (1, 2, 2)
+
+    def forward(self, x):
+        return x
+
+
+def test_a_method_without_a_grid_is_refused() -> None:
+    module = Replaced()
+    with (
+        pytest.raises(HeadforceError, match=r"HF-ADAPTER.*forward.*takes self, x.*grid_sizes"),
+        GridOf(module).handed_to(module, "forward"),
+    ):
+        raise AssertionError
+    assert "forward" not in vars(module)

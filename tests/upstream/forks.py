@@ -270,7 +270,7 @@ FORKS = {
             partial(pyramid_forcing, PYRAMID, quirks=["pinned_frame"]),
             12,
             "frames of the first chunk and of clean passes: at their own positions, and stored behind the reading",
-            refused="",  # the model is Self-Forcing's
+            refused="HF-ADAPTER",  # the model is Self-Forcing's, with another method in it
         ),
     )
 }

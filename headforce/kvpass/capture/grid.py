@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from ...errors import HeadforceError
 from .boxes import IndexBox
 
 
@@ -74,7 +75,7 @@ class GridOf:
     def handed_to(self, module: nn.Module, name: str) -> Iterator[None]:
         """The method `name` of this one module is called with a `Grid` for its argument `grid_sizes`.
 
-        The module lives no longer for that.
+        The module lives no longer for that. HF-ADAPTER for a method in place of the family's that has no such argument.
         """
         held = weakref.ref(module)
         # An attribute of the instance hides the method of its class; nn.Module would keep a function of its own.
@@ -88,7 +89,15 @@ class GridOf:
                 object.__delattr__(alive, name)
 
     def _with_grid(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
-        place = list(inspect.signature(original).parameters).index("grid_sizes") - 1
+        takes = list(inspect.signature(original).parameters)
+        if "grid_sizes" not in takes:
+            raise HeadforceError(
+                "HF-ADAPTER",
+                site=f"{type(module).__qualname__}.{original.__name__}",
+                found=f"a method that takes {', '.join(takes)}",
+                needed="that of the family, which has the frame grid as its argument grid_sizes",
+            )
+        place = takes.index("grid_sizes") - 1
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if "grid_sizes" in kwargs:
