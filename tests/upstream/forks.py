@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from headforce.presets import Labels, deep_forcing, dummy_forcing, forcing_kv, p
 
 from .families import longlive, reward_forcing, self_forcing
 from .pyramid import pyramid
-from .run import TOKENS, Run, TextEncoder, Vae, arguments_of, run_of, small, wan, with_tokens
+from .run import TOKENS, Run, TextEncoder, Vae, arguments_of, run_of, small, wan, with_tokens, written
 
 LAYERS, HEADS, WINDOW = 3, 12, 21
 DUMMIES = LAYERS * HEADS // 2
@@ -94,11 +93,10 @@ def _as_it_is(run: Run) -> Run:
 
 def forcing_kv_fork(path: Path, _: Path, **own: Any) -> Run:
     """`CausalInferencePipeline_ForcingKV` with the settings of its own configuration for Self-Forcing."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as labels:
-        json.dump(STATIC_DYNAMIC.to_forcing_kv(), labels)
+    labels = written("labels.json", json.dumps(STATIC_DYNAMIC.to_forcing_kv()))
     sizes = {f"{name}_context_length": 1 for name in ("spatial", "temporal", "dynamic")}
     selects = {"dynamic_temporal_enabled": True, "num_frame_patch": 6, "sim_retention_ratio": 0.33}
-    settings = {"ar_start": 1, **sizes, **selects, "offline_head_file": labels.name, **own}
+    settings = {"ar_start": 1, **sizes, **selects, "offline_head_file": labels, **own}
     kind = "CausalInferencePipeline_ForcingKV"
     wrapped = {"method": "forcingkv"}
     return _grouped(

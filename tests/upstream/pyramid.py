@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from headforce.presets import Labels
 
 from .families import self_forcing
-from .run import HEAD_DIM, HEADS, TOKENS, Run
+from .run import HEAD_DIM, HEADS, TOKENS, Run, written
 
 PUBLISHED = {"cyclic_bucket_cap": 4, "merge_capacity": 4}
 """Sizes in `configs/pyramid-forcing.yaml` of the original, where the fork's file has others."""
@@ -115,8 +114,7 @@ def _of_heads(q: Tensor, cache: Any, start: int, grid_sizes: Tensor, freqs: Tens
 
 def _arguments(path: Path, labels: Labels) -> SimpleNamespace:
     """The fork's configuration with the original's sizes, for the small grid and these labels."""
-    with tempfile.NamedTemporaryFile("w", suffix=".csv", delete=False) as table:
-        table.write(labels.to_pyramid())
+    table = written("labels.csv", labels.to_pyramid())
     given: dict[str, Any] = yaml.safe_load((path / "configs/rolling_forcing_headkv.yaml").read_text()) | PUBLISHED
     for name, sizes in PUBLISHED_BY_LABEL.items():
         given[name] = given[name] | sizes
@@ -125,5 +123,5 @@ def _arguments(path: Path, labels: Labels) -> SimpleNamespace:
             given[name] = value // 1560 * TOKENS
     given["headkv_code_map"] = {label: n // 1560 * TOKENS for label, n in given["headkv_code_map"].items()}
     for name in ("headkv_config_path", "headkv_policy_csv_path"):
-        given[name] = table.name
+        given[name] = table
     return SimpleNamespace(**given)

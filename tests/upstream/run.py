@@ -6,8 +6,10 @@ have few layers and a small grid instead; text encoder and VAE are stand-ins.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +110,18 @@ def small(model_class: Any, **own: Any) -> Any:
         return model.eval().bfloat16().requires_grad_(False)
 
     return from_pretrained
+
+
+def written(name: str, text: str) -> str:
+    """The path of a file that a repository wants to read; it is gone when the process ends."""
+    path = Path(_folder().name) / name
+    path.write_text(text)
+    return str(path)
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
 
 
 def noise(seed: int, frames: int) -> Tensor:
