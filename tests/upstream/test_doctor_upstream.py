@@ -1,16 +1,11 @@
 """`headforce doctor` on checkouts: the breaks that are there, and that the adapter removes all of them."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-CHECKOUTS = os.environ.get("HEADFORCE_UPSTREAM", "")
+from .child import checkout_of, needs_diffusers, printed_by
+
 TARGETS = {
     "self_forcing": "self-forcing",
     "causal_forcing": "causal-forcing",
@@ -19,22 +14,11 @@ TARGETS = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the checkouts need diffusers and einops")
+@needs_diffusers
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_diagnosis_of_a_repository(target: str) -> None:
-    checkout = Path(CHECKOUTS) / TARGETS[target]
-    if not CHECKOUTS or not checkout.is_dir():
-        pytest.skip(f"HEADFORCE_UPSTREAM names no folder with a checkout {TARGETS[target]}")
-    done = subprocess.run(
-        [sys.executable, "-m", "headforce", "doctor", f"tests/upstream/doctor_targets.py:{target}", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    checkout = checkout_of(TARGETS[target])
+    seen = printed_by("headforce", "doctor", f"tests/upstream/doctor_targets.py:{target}", "--json")
     own = [site for site in seen["sites"] if site["verdict"] == "owned"]
     assert [site["name"] for site in own] == ["blocks.0.self_attn", "blocks.1.self_attn"]
     assert {site["code"] for site in seen["sites"]} == {"", "HF-CROSS"}

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,27 +9,18 @@ import pytest
 from headforce.policy import Policy
 from headforce.presets import Labels
 
-from .test_doctor_upstream import CHECKOUTS, ROOT, TARGETS
+from .child import checkout_of, needs_diffusers, printed_by
+from .test_doctor_upstream import TARGETS
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the checkouts need diffusers and einops")
+@needs_diffusers
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_profile_of_a_repository(target: str, tmp_path: Path) -> None:
-    if not CHECKOUTS or not (Path(CHECKOUTS) / TARGETS[target]).is_dir():
-        pytest.skip(f"HEADFORCE_UPSTREAM names no folder with a checkout {TARGETS[target]}")
+def test_the_profile_of_a_repository(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout_of(TARGETS[target])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = ["profile", f"tests/upstream/doctor_targets.py:{target}", "--method", "forcing_kv", "--budget", "0.8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "headforce", *command, "--inner", "eager", "--json", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = printed_by("headforce", *command, "--inner", "eager", "--json", "--out", str(tmp_path))
     assert sum(report["counts"].values()) == report["model"]["layers"] * report["model"]["heads"]
     assert Labels.load(tmp_path / "labels.json").counts() == report["counts"]
     assert report["rules"][-1] == {"rule": "native", "pages": report["rules"][-1]["pages"], "kept": pytest.approx(1)}
