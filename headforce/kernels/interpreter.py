@@ -1,12 +1,17 @@
 """Triton's interpreter with bfloat16 as hardware computes it.
 
 As it comes, the interpreter multiplies the bit patterns of bfloat16 values, and cuts floats off where hardware rounds
-them to the nearest (triton-lang/triton issue 11584, versions 3.6 to 3.9). `install()` repairs casts and `dot`; it
-touches private names of `triton.runtime.interpreter` and is for tests and for `TRITON_INTERPRET=1`.
+them to the nearest (triton-lang/triton issue 11584, versions 3.6 to 3.9). It also spends half of its time on two things
+that nobody gets anything from: it puts its own functions in place of the language's again at every call of one kernel
+function by another, and looks for overflows behind every sum and product of integers without saying so, unless its
+option `debug` is set. `install()` repairs this; it touches private names of `triton.runtime.interpreter` and is for
+tests and for `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +52,30 @@ def install() -> None:
     builder.create_dot = repaired_dot
     builder.create_fp_ext = builder.create_fp_trunc = through_cast
     builder._headforce_bf16 = True
+    interpreter._patch_lang = _once_a_launch(interpreter._patch_lang)
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
+
+
+def _once_a_launch(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`patch`, which makes the language of a function's module interpreted until the launch restores it, for modules
+    that the running launch has not met yet."""
+    done: set[int] = set()
+
+    class Launch(interpreter._LangPatchScope):
+        def restore(self) -> None:
+            done.clear()
+            super().restore()
+
+    def patch_once(function: Any) -> Any:
+        languages = {id(value) for value in function.__globals__.values() if value is tl or value is tl.core}
+        scope = Launch()
+        if not languages or not languages <= done:  # without any, it says what is missing
+            scope._changes = patch(function)._changes
+            done.update(languages)
+        return scope
+
+    return patch_once
 
 
 def _converted(source: Any, to: Any) -> Any | None:
