@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import inspect
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -140,11 +139,7 @@ def _named(target: str) -> Any:
             raise _missing(target, "no such file")
         _find_beside(Path(place).resolve().parent)
     try:
-        names: Any = (
-            SimpleNamespace(**runpy.run_path(place))
-            if place.endswith(".py")
-            else importlib.import_module(place or target)
-        )
+        names = _run(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place or target)
     except Exception as error:  # whatever the user's own code raises
         found = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else _raised(error)
         raise _missing(target, found) from error
@@ -152,6 +147,31 @@ def _named(target: str) -> Any:
         return attrgetter(name)(names)
     except AttributeError as error:
         raise _missing(target, f"nothing of the name {name!r}") from error
+
+
+_MADE: set[str] = set()
+"""Names of modules that `_run` made."""
+
+
+def _run(file: Path) -> ModuleType:
+    """The module in a file, run anew. It can be imported by its name, as Dynamo does for what a function refers to."""
+    name = file.stem
+    if name in sys.modules and name not in _MADE:
+        name = f"headforce_target_{name}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module, before = importlib.util.module_from_spec(spec), sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name)
+        if before is not None:
+            sys.modules[name] = before
+        raise
+    _MADE.add(name)
+    return module
 
 
 def find_beside_user() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ..calls import Example
 from ..errors import HeadforceError
 from ..kvpass.breaks import Break
 from ..kvpass.capture import Adapter
+from ..kvpass.explanation import Outlook
 from ..kvpass.observer import Ran
 from ..kvpass.outlook import outlook
 from ..kvpass.session import session_of
@@ -47,9 +49,17 @@ def examine(example: Example, policy: Policy | None = None, policy_name: str | N
         sites=sites,
         kv_bytes=_bytes(final.newest),
         policy=policy_name if policy is not None else None,
-        outlook=None if policy is None else outlook(policy, final.newest, works, known.model),
+        outlook=None if policy is None else _outlook(outlook(policy, final.newest, works, known.model), sites),
         notes=tuple(_notes(sites, final, prepared, known)),
     )
+
+
+def _outlook(found: Outlook | None, sites: Sequence[SiteVerdict]) -> Outlook | None:
+    """An outlook looks at one pass; a site that is refused in any is not viewed."""
+    refused = next((site for site in sites if site.counts), None)
+    if found is None or refused is None or found.not_viewed:
+        return found
+    return replace(found, not_viewed=f"[{refused.code}] {refused.reason}")
 
 
 def _facts(run: Watched) -> RunFacts:
@@ -103,5 +113,11 @@ def _notes(sites: Sequence[SiteVerdict], run: Watched, prepared: Watched | None,
         yield "One call was seen. Calls that fill the cache and evict from it show the graphs of later passes too."
     elif run.graphs[-1]:
         yield f"The last call still compiled {run.graphs[-1]} new graphs: later calls may compile more."
-    if any(site.code == "HF-NOHISTORY" for site in sites):
+    without = {site.counts for site in sites if site.code == "HF-NOHISTORY"}
+    if False in without:
         yield "[HF-NOHISTORY] Self-attention without a past does not count against the model."
+    if True in without:
+        yield (
+            "[HF-NOHISTORY] One pass was called without the past that others have. Give it an empty one, [B, 0, H, D], "
+            "or let it run as it is: options={'on_refuse': 'warn'}."
+        )

@@ -51,7 +51,7 @@ def check_bounds(
         "query rows up to": ((query_row + query_rows) * used, 0, tokens),
         "query rows of all reads": (query_rows.sum(-1), 0, batch * heads * tokens),
         "runs": (count, 0, runs.shape[-2]),
-        "a run": (first_run * used, 0, runs.shape[-2] - 1),
+        "a run": (first_run * (used & (count > 0)), 0, max(0, runs.shape[-2] - 1)),  # without runs, all counts are 0
         "runs up to": ((first_run + count) * used, 0, runs.shape[-2]),
         "rows": (run_rows, 0, rows),
         "a row": (run_row * (run_rows > 0), 0, rows - 1),

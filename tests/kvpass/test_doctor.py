@@ -161,6 +161,7 @@ def known() -> Diagnosis:
 # What it says
 
 
+@pytest.mark.slow
 def test_a_break_that_the_adapter_removes(known: Diagnosis) -> None:
     assert (known.model, known.family, known.ok) == ("Indexed", "indexed", True)
     (found,) = known.breaks
@@ -575,3 +576,55 @@ def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == [file]
     write_whole(file, "after")
     assert file.read_text() == "after"
+
+
+def test_a_file_whose_code_a_module_beside_it_calls(tmp_path, monkeypatch) -> None:
+    """Dynamo imports the module of a function that it follows out of another module."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_target.py").write_text(
+        "import torch\n"
+        "class Outer(torch.nn.Module):\n"
+        "    def __init__(self, inner):\n"
+        "        super().__init__()\n"
+        "        self.inner = inner\n"
+        "    def forward(self, x):\n"
+        "        return self.inner(x)\n"
+    )
+    (tmp_path / "a_target.py").write_text(
+        "import torch\n"
+        "from beside_target import Outer\n"
+        "FACTOR = 2\n"
+        "def double(x):\n"
+        "    return FACTOR * x\n"
+        "class Inner(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return double(x)\n"
+        "def target():\n"
+        "    return Outer(Inner()), (torch.ones(2),), {}\n"
+    )
+    for _ in range(2):  # run anew each time
+        model, args, _ = load_example(f"{tmp_path / 'a_target.py'}:target").first()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(*args), torch.full((2,), 2.0))
+    assert sys.modules[type(model.inner).__module__].FACTOR == 2
+
+
+def test_a_first_pass_without_a_past_is_told_from_attention_that_has_none() -> None:
+    def joined(k: Tensor, v: Tensor, past: dict[str, Tensor], start: int) -> tuple[Tensor, Tensor]:
+        if past:
+            k, v = (torch.cat([past[name], new], dim=1) for name, new in (("k", k), ("v", v)))
+        past["k"], past["v"] = k, v
+        return k, v
+
+    def play(model: nn.Module) -> None:
+        past: dict[str, Tensor] = {}
+        for x, start in zoo.inputs(3, passes=1):
+            with torch.no_grad():
+                model(x, past, start)
+
+    found = examine(Example(zoo.SelfAttention(protocol=joined), play), Policy({}))
+    (note,) = (note for note in found.notes if note.startswith("[HF-NOHISTORY]"))
+    assert "Give it an empty one" in note
+    assert found.outlook is not None
+    assert "HF-NOHISTORY" in found.outlook.not_viewed
+    assert not found.sites[0].rewritable
