@@ -94,8 +94,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-NATIVE": Entry(
         "What the unmodified model reads is not known, or is not what its adapter says.",
-        "A prepared model: give it an adapter whose rule is its own, or use mode='view'. Without a model: pass the "
-        "rule as `native` (on the command line: --native RULE).",
+        "A prepared model: use a policy without native() (a `default` that says what is read), or give it an adapter "
+        "whose rule is its own. Without a model: pass the rule as `native` (on the command line: --native RULE).",
         "A policy without a default on the command line, or an adapter whose rule is not what the graph reads.",
     ),
     "HF-DECISION": Entry(
@@ -112,8 +112,10 @@ CATALOGUE: dict[str, Entry] = {
     "HF-CLOCK": Entry(
         "The position of a pass in the stream is not known, or contradicts itself.",
         "The written range and the query start must move together, without a gap; an adapter may supply both. "
-        "Passes that ran uncompiled (a recompile limit) leave a gap too, unless the model was prepared.",
-        "A pass that skips frames, a cache that is rewound while positions go on, or positions that are pinned.",
+        "Passes that ran uncompiled (a recompile limit) leave a gap too, unless the model was prepared. A cache whose "
+        "`global_end_index` is 0 begins a video: the model's code moves it on, or leaves it out of the cache.",
+        "A pass that skips frames, a cache that is rewound while positions go on, positions that are pinned, or that "
+        "count tokens.",
     ),
     # Lowering: pools, tables and targets.
     "HF-CAPACITY": Entry(
@@ -371,8 +373,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-NOHISTORY": Entry(
         "Self-attention that keeps no past: there is no cache for a policy to act on.",
-        "Keep K and V in a cache written in the same graph, or concatenate them with a past that is a graph input.",
-        "A model that attends within its chunk, or whose cache is written in another graph.",
+        "Keep K and V in a cache written in the same graph, or concatenate them with a past that is a graph input. For "
+        "a first pass that is called without a past, give it an empty one ([B, 0, H, D]), or have the report warn: "
+        "options={'on_refuse': 'warn'}.",
+        "A model that attends within its chunk, a cache written in another graph, or a first pass without a past.",
     ),
     "HF-CROSS": Entry(
         "Cross-attention. Its keys are no past, so no policy is about it; it stays as it is.",
@@ -439,7 +443,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "HF-ROPE": Entry(
         "No rotary embedding was recognised around an attention call, so positions cannot be remapped.",
-        "Use rules that keep positions, or write RoPE in one of the documented forms.",
+        "Use rules that keep positions, or write RoPE in one of the forms of docs/models.md.",
         "Positions that are learnt, absolute, or rotated in a spelling that is not known.",
     ),
 }

@@ -109,7 +109,8 @@ def _check_refused(report: SiteReport, settings: Options, session: Session | Non
     except HeadforceError as error:
         if session is None and "prepare" not in error.hint:
             error.hint += (
-                " headforce.prepare(model, policy=...) comes first for a known family: it replaces what ends graphs."
+                " For a model of a known family (docs/models.md), headforce.prepare(model, policy=...) comes first: it "
+                "replaces what ends graphs."
             )
         raise
 

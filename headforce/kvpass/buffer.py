@@ -191,7 +191,7 @@ def writes_of(view: GraphView, buffer: Node, used: Uses) -> tuple[Write, Roll | 
         raise Refused(
             "HF-CACHE-FORM",
             f"{buffer.name} changed by {used.unknown[0].format_node()}",
-            "writes of a range of rows: cache[:, a:b] = k",
+            "writes of a range of rows, cache[:, a:b] = k, whose a and b come of sums and differences",
         )
     rolls, appends = [], []
     for write in used.writes:

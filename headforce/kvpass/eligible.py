@@ -29,6 +29,13 @@ def check_viewable(site: Site) -> None:
     if site.rope is None or site.rope.query_start is None or site.rope.tokens_per_frame is None:
         notes = "; ".join(site.notes) or "no RoPE"
         raise HeadforceError("HF-CLOCK", site=_where(site), found=notes, needed="RoPE that shows the query's frame")
+    if site.rope.tokens_per_frame == 1:  # windows would count tokens, and nobody would notice
+        raise HeadforceError(
+            "HF-CLOCK",
+            site=_where(site),
+            found="RoPE by which every row is at a position of its own",
+            needed="all tokens of a frame at one position, the frame's, in the channels that turn with time",
+        )
 
 
 def viewable(report: SiteReport) -> SiteReport:

@@ -9,12 +9,14 @@ from typing import Any
 import sympy
 from torch.fx import GraphModule, Node
 
+from .buffer import reading
 from .graph_view import GraphView
-from .history import landing
+from .history import landing, made_alike
 from .normal_form import Cursor, settle, walk
 from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
+from .recognize.cat_history import joined_before_written
 from .recognize.prefill import unpadded
 from .sent_rows import Sent, sent_rows
 from .site import KEPT, Mask, Operand, Refusal, RopeForm, Site, SiteReport
@@ -23,6 +25,11 @@ from .torch_private import input_source
 from .unseen import handed_on, is_written, nested, unclaimed
 
 Verdict = Site | Refused | Excluded
+
+_NO_CLOCK = (
+    "HF-ROPE: how the rows of its table follow from the frame was not recognised: they are cut outside the graph, "
+    "or in a form that is not among those of docs/models.md"
+)
 
 
 def find_sites(graph_module: GraphModule, example_inputs: Sequence[Any] = ()) -> SiteReport:
@@ -138,11 +145,7 @@ def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation |
     inputs = behind(view, call.k.node, call.v.node)[1]
     written = [n for n in view.placeholders if n in inputs and is_written(view, n)]
     if written:
-        raise Refused(
-            "HF-CACHE-FORM",
-            f"K or V computed from the cache {written[0].name} in an unknown way",
-            "views and slices between cache and attention",
-        )
+        raise _unknown_read(view, call, written[0])
     pasts = _pasts(view, call)
     if pasts:
         raise Refused(
@@ -154,6 +157,26 @@ def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation |
         "HF-NOHISTORY",
         "K and V that hold no past which this graph keeps",
         "a cache that the graph writes, or cat([past, new])",
+    )
+
+
+def _unknown_read(view: GraphView, call: AttentionCall, cache: Node) -> Refused:
+    """What is known about a read of a cache that is of no known form."""
+    dims = len(view.shape(cache) or ())
+    if dims > 4:
+        return Refused(
+            "HF-CACHE-FORM",
+            f"K or V read from {cache.name}, a tensor of {dims} dims",
+            "a tensor [B, S, H, D] for K and one for V, of each layer",
+        )
+    for operand in (call.k, call.v):
+        ends = {part.node for part in reading(view, operand).parts}
+        if cache in ends and len(ends) > 1:
+            return joined_before_written(cache)
+    return Refused(
+        "HF-CACHE-FORM",
+        f"K or V computed from the cache {cache.name} in an unknown way",
+        "a read of views and slices of the cache, behind its write",
     )
 
 
@@ -187,11 +210,10 @@ def _rotations(
     if q is None or k is None:
         missing = " and ".join(name for name, r in (("query", q), ("key", k)) if r is None)
         return None, (f"HF-ROPE: no RoPE recognised on the {missing}",)
-    same = (q.kind, q.pairs, q.temporal, q.temporal_columns, q.tokens_per_frame, q.tables, q.places)
-    if same != (k.kind, k.pairs, k.temporal, k.temporal_columns, k.tokens_per_frame, k.tables, k.places):
+    if not _turn_alike(view, q, k):
         return None, ("HF-ROPE: query and key are rotated in different ways",)
     raw_key = new_key if rotated is not None else k.raw
-    notes = () if q.start is not None else ("HF-ROPE: the table is made outside the graph, so it gives no clock",)
+    notes = () if q.start is not None else (_NO_CLOCK,)
     form = RopeForm(
         kind=q.kind,
         raw_query=_operand(view, q.raw),
@@ -209,8 +231,17 @@ def _rotations(
         places=q.places,
         query_factors=q.factors,
         key_factors=k.factors if rotated is None else (),
+        angles=q.angles,
     )
     return form, notes
+
+
+def _turn_alike(view: GraphView, q: Rotation, k: Rotation) -> bool:
+    """Whether query and key turn by the same tables, which the graph may make once for each."""
+    one, other = ((r.kind, r.pairs, r.temporal, r.temporal_columns, r.tokens_per_frame, r.angles) for r in (q, k))
+    places = [[(place.axis, place.pairs, place.columns) for place in r.places] for r in (q, k)]
+    tables = [[r.tables, [place.tables for place in r.places]] for r in (q, k)]
+    return one == other and places[0] == places[1] and made_alike(view, *tables)
 
 
 def _operand(view: GraphView, cursor: Cursor) -> Operand:

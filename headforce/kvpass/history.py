@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sympy
 from torch.fx import Node
@@ -11,6 +12,7 @@ from torch.fx import Node
 from .axes import Atom, Axes
 from .graph_view import GraphView
 from .normal_form import Cursor, peel, step_back
+from .ops import ALIASING, op_name, words
 from .site import Rows
 from .slices import slices
 
@@ -99,6 +101,34 @@ def same_value(view: GraphView, one: Cursor, other: Cursor) -> bool:
     )
     casts = a.cursor.casts == b.cursor.casts
     return equal and casts and [_sizes(d) for d in a.cursor.axes] == [_sizes(d) for d in b.cursor.axes]
+
+
+_COMPUTES = words("add arange cat cos einsum exp mul neg outer polar pow repeat_interleave sin stack sub") | ALIASING
+"""What `made_alike` looks through: functions of their operands that are the same in every call."""
+
+
+def made_alike(view: GraphView, one: Any, other: Any) -> bool:
+    """Whether two values of a graph are the same because the same is computed twice from the same."""
+    if one is other:
+        return True
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(made_alike(view, a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, slice) and isinstance(other, slice):
+        return made_alike(view, (one.start, one.stop, one.step), (other.start, other.stop, other.step))
+    if not isinstance(one, Node) or not isinstance(other, Node):
+        return not isinstance(one, Node) and not isinstance(other, Node) and type(one) is type(other) and one == other
+    if view.shape(one) is None and view.shape(other) is None:
+        numbers = view.expr(one), view.expr(other)
+        return None not in numbers and bool(view.facts.equal(*numbers))
+    names = op_name(one), op_name(other)
+    if names[0] != names[1] or names[0] not in _COMPUTES or view.writers(one) or view.writers(other):
+        return False
+    keywords = one.kwargs.keys() == other.kwargs.keys()
+    return (
+        keywords
+        and made_alike(view, one.args, other.args)
+        and all(made_alike(view, value, other.kwargs[name]) for name, value in one.kwargs.items())
+    )
 
 
 def _sizes(dim: tuple) -> list[tuple[str, sympy.Expr]]:

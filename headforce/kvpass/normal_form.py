@@ -190,6 +190,8 @@ def _unexpanded(axes: Axes, before: tuple[sympy.Expr, ...], view: GraphView) -> 
 
 def _uninterleaved(cursor: Cursor, before: tuple[sympy.Expr, ...], view: GraphView) -> Axes | None:
     repeats, dim = argument(cursor.node, 1, "repeats"), argument(cursor.node, 2, "dim")
+    if dim is None and len(before) == 1:  # without a dim, what is repeated is flat
+        dim = 0
     if not isinstance(repeats, int) or not isinstance(dim, int):
         return None
     dim %= len(before)

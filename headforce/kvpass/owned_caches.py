@@ -37,7 +37,7 @@ class OwnedCaches(Caches):
     """
 
     def __init__(self, session: Session, caches: Sequence[LayerCache]) -> None:
-        if not all(cache.is_empty() for cache in caches):
+        if any(cache.is_empty() is False for cache in caches):
             raise HeadforceError(
                 "HF-ADOPT", found="a cache that already holds a part of a video", needed="an empty cache"
             )
@@ -298,8 +298,10 @@ class OwnedCaches(Caches):
             )
 
     def _check_native(self, layer: Layer, facts: PassFacts, native: Rule) -> None:
-        """The adapter's rule for the unmodified model against what the graph shows of it."""
+        """The adapter's rule for the unmodified model against what the graph shows of it, if the policy asks for it."""
         assert self.stream is not None
+        if not self.stream.policy.reads_native:
+            return
         chunk = self.stream.chunk
         assert chunk is not None
         expected = (len(native.frames(chunk, chunk.start)) + chunk.frames) * facts.rows

@@ -37,8 +37,7 @@ def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:
     rope = site.rope
     assert rope is not None
     first, last = rope.temporal or (0, 0)
-    cos, sin = _cos_sin(rope.kind, tables, rope.temporal_columns or (0, 0), last - first)
-    angle = torch.atan2(sin, cos)
+    angle = _angles(rope, tables, rope.temporal_columns or (0, 0), last - first)
     rates = angle[1]
     frames = torch.arange(min(len(angle), 64), dtype=torch.float64, device=angle.device)
     # Angles wrap around; the cosine of the difference does not.
@@ -64,24 +63,29 @@ def place_angles(site: Site, tables: Mapping[PlaceTable, Sequence[Tensor]], grid
     angles = torch.zeros(height, width, rope.pairs, dtype=torch.float64)
     for place, values in tables.items():
         first, last = place.pairs
-        cos, sin = (t.cpu() for t in _cos_sin(rope.kind, values, place.columns, last - first))
-        angle = torch.atan2(sin, cos)
+        angle = _angles(rope, values, place.columns, last - first).cpu()
         angles[..., first:last] = angle[:height, None] if place.axis == "height" else angle[:width]
     return angles.flatten(0, 1)
 
 
-def _cos_sin(kind: str, tables: Sequence[Tensor], columns: tuple[int, int], pairs: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of some pairs, float64 [positions, pairs]."""
+def _angles(rope: RopeForm, tables: Sequence[Tensor], columns: tuple[int, int], pairs: int) -> Tensor:
+    """The angles of some pairs, float64 [positions, pairs], whole turns left out or not."""
     first, last = columns
-    if len(tables) == 2:
-        cos, sin = (t.to(torch.float64).reshape(len(t), -1)[:, first:last] for t in tables)
+
+    def of(table: Tensor) -> Tensor:
+        return table.reshape(len(table), -1)[:, first:last]
+
+    if rope.angles:
+        angle = of(tables[0]).to(torch.float64)
+    elif len(tables) == 2:
+        cos, sin = (of(table).to(torch.float64) for table in tables)
+        angle = torch.atan2(sin, cos)
     elif tables[0].is_complex():
-        complex_ = tables[0].to(torch.complex128).reshape(len(tables[0]), -1)[:, first:last]
-        cos, sin = complex_.real, complex_.imag
+        angle = of(tables[0]).to(torch.complex128).angle()
     else:
         cos, sin = tables[0].to(torch.float64)[:, first:last].unbind(-1)
-    if cos.shape[1] == 2 * pairs:
+        angle = torch.atan2(sin, cos)
+    if angle.shape[1] == 2 * pairs:
         # Each angle stands twice, for both dims of its pair.
-        half = slice(None, pairs) if kind == "split_half" else slice(None, None, 2)
-        cos, sin = cos[:, half], sin[:, half]
-    return cos, sin
+        angle = angle[:, :pairs] if rope.kind == "split_half" else angle[:, ::2]
+    return angle

@@ -8,7 +8,8 @@ a `Leaf`. Accepted:
     torch.cat([time, row, column], -1).reshape(f * h * w, 1, -1)
     table[s:s+n]                               # one-dimensional positions
     table[torch.arange(s, s + f)]              # rows by index
-    torch.outer(torch.arange(s, s + f), inv_freq).cos()
+    torch.outer(torch.arange(s, s + f), inv_freq).cos()         # or einsum("i,j->ij", ...), or arange[:, None] * freq
+    torch.outer(torch.arange(s, s + f).repeat_interleave(tokens), inv_freq)
     cos.repeat_interleave(2, -1); torch.cat([cos, cos], -1); table[..., 0::2]     # both lanes of a pair in one table
 """
 
@@ -25,7 +26,7 @@ from .graph_view import GraphView
 from .normal_form import Cursor, peel
 from .ops import argument, op_name, sequence_argument, tensor_argument
 from .selection import select
-from .slices import slices
+from .slices import slices_and_new_axes
 
 _UNARY = frozenset({"cos", "sin", "real", "imag"})
 
@@ -123,11 +124,11 @@ def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
 
 def _row_slice(view: GraphView, state: _State) -> _State | None:
     """`table[s:s+f]` and a cut of columns: rows and columns keep their place in the table."""
-    found = slices(view, state.cursor.node)
+    found = slices_and_new_axes(view, state.cursor.node)
     if found is None:
         return None
-    source, ranges = found
-    axes = list(state.cursor.axes)
+    source, ranges, new = found
+    axes = [dim for place, dim in enumerate(state.cursor.axes) if place not in new]
     for dim, rows in ranges.items():
         here = axes[dim]
         if len(here) == 1 and here[0].label == "seq" and state.row is None:
@@ -186,40 +187,39 @@ def _indexed(view: GraphView, state: _State) -> _State | None:
     shape, axes = view.shape(index), state.cursor.axes
     if shape is None or len(shape) != 1 or view.shape(source) is None or state.row is not None:
         return None
-    start = position(view, Cursor(index, axes[:1]))
-    if start is None or len(axes[0]) != 1:
+    found = position(view, Cursor(index, axes[:1]))
+    if found is None:
         return None
-    table = (Atom("row", view.shape(source)[0]),)
-    return replace(state, cursor=state.cursor.to(source, (table, *axes[1:]), view), row=axes[0][0], start=start)
+    table, (start, row) = (Atom("row", view.shape(source)[0]),), found
+    return replace(state, cursor=state.cursor.to(source, (table, *axes[1:]), view), row=row, start=start)
 
 
 def _angles(view: GraphView, state: _State) -> _State | None:
     """`outer(positions, inv_freq)` or `positions[:, None] * inv_freq`: a table that is computed in the graph."""
-    node, axes = state.cursor.node, state.cursor.axes
-    if op_name(node) not in ("outer", "mul") or state.row is not None:
+    node, axes, name = state.cursor.node, state.cursor.axes, op_name(state.cursor.node)
+    product = name == "einsum" and str(node.args[0]).replace(" ", "") == "i,j->ij"
+    if not (name in ("outer", "mul") or product) or state.row is not None:
         return None
-    operands = [
-        a
-        for a in (argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("vec2")))
-        if isinstance(a, Node)
-    ]
+    given = (
+        node.args[1:] if product else (argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("vec2")))
+    )
+    operands = [a for a in given if isinstance(a, Node)]
     if len(operands) != 2:
         return None
     for i, operand in enumerate(operands):
         shape = view.shape(operand)
         if shape is None:
             return None
-        own = axes[i : i + 1] if op_name(node) == "outer" else broadcast(axes, shape)
-        rows = [a for dim in own for a in dim]
-        start = position(view, Cursor(operand, own)) if len(rows) == 1 and rows[0].label == "seq" else None
-        if start is not None:
-            return replace(state, row=rows[0], start=start)
+        own = broadcast(axes, shape) if name == "mul" else axes[i : i + 1]
+        found = position(view, Cursor(operand, own))
+        if found is not None and found[1].label == "seq":
+            return replace(state, row=found[1], start=found[0])
     return None
 
 
-def position(view: GraphView, cursor: Cursor) -> sympy.Expr | None:
-    """The first value of `arange(s, e)`, `arange(n) + s` or `s + arange(n)`, through views and casts; None for
-    another tensor."""
+def position(view: GraphView, cursor: Cursor) -> tuple[sympy.Expr, Atom] | None:
+    """The first value of `arange(s, e)`, `arange(n) + s` or `s + arange(n)`, through views, casts and repeats, and the
+    piece of the rows that counts on from there; None for another tensor."""
     offset = sympy.S.Zero
     while True:
         node, name = cursor.node, op_name(cursor.node)
@@ -234,12 +234,18 @@ def position(view: GraphView, cursor: Cursor) -> sympy.Expr | None:
             offset += numbers[0]
             cursor = cursor.to(tensors[0], cursor.axes, view)
         elif name == "arange":
-            bounds = [view.expr(a) for a in node.args]
-            if None in bounds or {"start", "end", "step"} & set(node.kwargs) or len(bounds) not in (1, 2):
-                return None
-            return sympy.expand(offset + (bounds[0] if len(bounds) == 2 else 0))
+            start = _begin(view, node)
+            atoms = [a for dim in cursor.axes for a in dim]
+            return None if start is None or len(atoms) != 1 else (sympy.expand(offset + start), atoms[0])
         else:
             return None
+
+
+def _begin(view: GraphView, node: Node) -> sympy.Expr | None:
+    """The first value of an `arange` whose values are one apart."""
+    given = dict(zip(("end",) if len(node.args) == 1 else ("start", "end", "step"), node.args, strict=False))
+    given |= {name: node.kwargs[name] for name in ("start", "end", "step") if name in node.kwargs}
+    return view.expr(given.get("start", 0)) if given.get("step", 1) == 1 else None
 
 
 def _leaf(view: GraphView, state: _State) -> list[Leaf] | None:

@@ -191,7 +191,7 @@ class RopeForm:
         temporal: [first, last) pairs that turn with the frame, or None.
         temporal_columns: [first, last) columns of the table that turn them, or None.
         tables: the graph inputs (or nodes) that are the table: one complex, one with cos and sin in its last dim, or
-            cos and sin.
+            cos and sin; or one of angles, where `angles` says so.
         places: how the other pairs turn, for both axes of the frame; empty where the table does not show it.
         compute_dtype: dtype of the rotation itself.
         query_factors, key_factors: a complex factor, or cosine and sine, as the graph has them; empty where they lie in
@@ -214,6 +214,7 @@ class RopeForm:
     places: tuple[PlaceTable, ...] = ()
     query_factors: tuple[Factor, ...] = ()
     key_factors: tuple[Factor, ...] = ()
+    angles: bool = False
 
     @property
     def all_tables(self) -> tuple[Node, ...]:

@@ -37,6 +37,26 @@ def slices(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows]] | None:
     return None if ranges is None else (node.args[0], ranges)
 
 
+def slices_and_new_axes(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows], tuple[int, ...]] | None:
+    """`slices`, also for an index with None among its slices, such as `x[a:b, None, :n]`; and which dims of the result
+    those made. Rows are of the dims of the tensor that is sliced."""
+    index = node.args[1] if op_name(node) == "getitem" else ()
+    if not isinstance(index, tuple) or None not in index:
+        found = slices(view, node)
+        return None if found is None else (*found, ())
+    shape = view.shape(node.args[0])
+    if shape is None or view.shape(node) is None:
+        return None
+    kept = tuple(item for item in index if item is not None)
+    ranges = index_rows(view, shape, kept)
+    if ranges is None:
+        return None
+    behind_dots = len(view.shape(node)) - len(index) if Ellipsis in index else 0
+    dots = index.index(Ellipsis) if Ellipsis in index else len(index)
+    new = tuple(at + behind_dots * (at > dots) for at, item in enumerate(index) if item is None)
+    return node.args[0], ranges, new
+
+
 def index_rows(view: GraphView, shape: tuple[sympy.Expr, ...], index: Any) -> dict[int, Rows] | None:
     """The rows that `x[index]` keeps of each dim that it cuts, for an index of slices only; None otherwise."""
     items = list(index) if isinstance(index, tuple) else [index]

@@ -51,8 +51,11 @@ class LayerCache(ABC):
         """Puts ordinary tensors in place of the shells, and undoes what `replace` did besides."""
 
     @abstractmethod
-    def is_empty(self) -> bool:
-        """True when nothing has been written since the cache was made or reset."""
+    def is_empty(self) -> bool | None:
+        """True when nothing has been written since the cache was made or reset; None for a cache that does not tell.
+
+        The first frame of a pass then tells: a pass at frame 0 behind others begins another video.
+        """
 
     def forget(self) -> bool:
         """Makes the cache one that nothing was written to, as far as its indices say. False where there are none."""

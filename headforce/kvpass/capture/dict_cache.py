@@ -1,7 +1,8 @@
 """Models whose forward takes `kv_cache`, a list with one dict of `k` and `v` for each layer, written in place.
 
-This is the protocol of Self-Forcing (arXiv 2506.08009) and of the models that grew out of it. The dicts also hold
-`global_end_index` and `local_end_index`; here they are Python ints.
+This is the protocol of Self-Forcing (arXiv 2506.08009) and of the models that grew out of it. Their dicts also hold
+`global_end_index` and `local_end_index`; here they are Python ints. Dicts may do without: then nothing but the frame of
+a pass says that a video begins.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class DictCache(LayerCache):
     def give_back(self, k: Tensor, v: Tensor) -> None:
         self.cache["k"], self.cache["v"] = k, v
 
-    def is_empty(self) -> bool:
-        return int(self.cache["global_end_index"]) == 0
+    def is_empty(self) -> bool | None:
+        end = self.cache.get(INDICES[0])
+        return None if end is None else int(end) == 0
 
     def forget(self) -> bool:
         known = [name for name in INDICES if name in self.cache]

@@ -1,0 +1,121 @@
+"""RoPE along one axis: rows of a table that are cut, looked up or computed for the frames of a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from headforce import HeadforceError
+from headforce.policy import Policy
+from headforce.testing import zoo
+
+from .test_owned_identity import relative
+from .test_view import NATIVE, TOLERANCE, bare, rollout_of
+
+PAIRS, T = zoo.HEAD_DIM // 2, zoo.TOKENS
+RATES = 50.0 ** -(torch.arange(PAIRS) / PAIRS)
+
+Spelling = Callable[[Tensor, Tensor, int, int], Tensor]
+"""(angles [positions, pairs], rates [pairs], first frame, frames) -> angles of the tokens, [frames * T, pairs]."""
+
+SPELLINGS: dict[str, Spelling] = {
+    "cut": lambda table, rates, s, f: table[s : s + f].repeat_interleave(T, 0),
+    "new axis": lambda table, rates, s, f: table[s : s + f, None].expand(f, T, PAIRS).reshape(f * T, PAIRS),
+    "new axis and columns": lambda table, rates, s, f: (
+        table[s : s + f, None, :PAIRS].expand(f, T, PAIRS).reshape(f * T, PAIRS)
+    ),
+    "new axes around dots": lambda table, rates, s, f: (
+        table[None, s : s + f, None, ..., :PAIRS].expand(1, f, T, PAIRS).reshape(f * T, PAIRS)
+    ),
+    "looked up": lambda table, rates, s, f: table[torch.arange(s, s + f).repeat_interleave(T)],
+    "outer": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f), rates).repeat_interleave(T, 0),
+    "outer of repeated frames": lambda table, rates, s, f: torch.outer(
+        torch.arange(s, s + f).repeat_interleave(T), rates
+    ),
+    "outer, frames by keyword": lambda table, rates, s, f: torch.outer(
+        torch.arange(start=s, end=s + f, dtype=torch.float32), rates
+    ).repeat_interleave(T, 0),
+    "einsum": lambda table, rates, s, f: torch.einsum(
+        "i, j -> ij", torch.arange(s, s + f).float(), rates
+    ).repeat_interleave(T, 0),
+    "product": lambda table, rates, s, f: (torch.arange(s, s + f)[:, None] * rates).repeat_interleave(T, 0),
+}
+OTHERS: dict[str, Spelling] = {
+    "steps of two": lambda table, rates, s, f: torch.outer(
+        torch.arange(2 * s, 2 * (s + f), 2), rates
+    ).repeat_interleave(T, 0),
+    "half of the rate": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f) * 0.5, rates).repeat_interleave(
+        T, 0
+    ),
+    "in a circle": lambda table, rates, s, f: table[s % 4 : s % 4 + f].repeat_interleave(T, 0),
+}
+
+
+def layer_of(spelling: Spelling, core: str | Callable[..., Tensor] = "sdpa") -> zoo.SelfAttention:
+    torch.manual_seed(0)
+    layer = zoo.SelfAttention("half", core=core)
+    layer.register_buffer("angles", torch.outer(torch.arange(64.0), RATES))
+    layer.register_buffer("rates", RATES)
+
+    def rope(x: Tensor, table: object, start: int) -> Tensor:
+        turned = spelling(layer.angles, layer.rates, start, x.shape[1] // T)[:, None]
+        cos, sin = (torch.cat([part, part], dim=-1) for part in (turned.cos(), turned.sin()))
+        x1, x2 = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+
+    layer.rope = rope
+    return layer
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_frames_are_counted_whatever_the_spelling(spelling: Spelling) -> None:
+    """Under a window of one frame, against the layer that reads no more rows than that."""
+    layer = layer_of(spelling)
+    policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
+    compiled = torch.compile(layer, backend="headforce", options=bare(policy, verify="plan"))
+    windowed = layer_of(spelling, lambda q, k, v: zoo.CORES["sdpa"][0](q, k[:, -3 * T :], v[:, -3 * T :]))
+    expected = rollout_of(windowed, windowed, 4)
+    for ours, theirs in zip(rollout_of(layer, compiled, 4), expected, strict=True):
+        assert relative(ours, theirs) < TOLERANCE
+    assert relative(expected[-1], rollout_of(layer, layer, 4)[-1]) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("spelling", OTHERS.values(), ids=OTHERS)
+def test_positions_that_are_no_frames_are_refused(spelling: Spelling) -> None:
+    layer = layer_of(spelling)
+    compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE))
+    with pytest.raises(HeadforceError, match=r"HF-CLOCK.* was not recognised"):
+        rollout_of(layer, compiled, 2)
+
+
+def test_positions_that_count_tokens_are_refused() -> None:
+    """Every token would be taken for a frame, and a window of frames be one of tokens."""
+    layer = layer_of(lambda table, rates, s, f: table[s * T : s * T + f * T])
+    compiled = torch.compile(layer, backend="headforce", options=bare(NATIVE))
+    with pytest.raises(HeadforceError, match=r"HF-CLOCK.* at a position of its own"):
+        rollout_of(layer, compiled, 2)
+
+
+def test_a_table_of_angles_turns_keys_as_their_cosines_and_sines_do() -> None:
+    """Under a policy that moves frames, for which the rates are read from the table."""
+    policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1)@collapse(4) | window(1)'}\ndefault: a")
+    rollouts = []
+    for layer in (layer_of(SPELLINGS["cut"]), zoo.SelfAttention("half")):
+        torch.manual_seed(0)
+        layer.load_state_dict(layer_of(SPELLINGS["cut"]).state_dict(), strict=False)
+        if not hasattr(layer, "angles"):
+            layer.rope = by_cosines
+            layer.cos, layer.sin = (f(torch.outer(torch.arange(64.0), RATES)) for f in (torch.cos, torch.sin))
+        compiled = torch.compile(layer, backend="headforce", options=bare(policy, verify="full"))
+        rollouts.append(rollout_of(layer, compiled, 4))
+        torch._dynamo.reset()
+    assert all(relative(a, b) < TOLERANCE for a, b in zip(*rollouts, strict=True))
+
+
+def by_cosines(x: Tensor, table: tuple[Tensor, Tensor], start: int) -> Tensor:
+    cos, sin = (t[start : start + x.shape[1] // T].repeat_interleave(T, 0)[:, None] for t in table)
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
