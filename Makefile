@@ -12,7 +12,7 @@ POLICY ?=
 # What the demo ends with: the model's heads, measured, and a page to look at.
 PROFILED := examples/profile_and_compile.py
 
-.PHONY: demo demo-tiny test plugins lint gpu bench-cpu clean
+.PHONY: demo demo-tiny test test-slow plugins lint gpu bench-cpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "headforce needs Python 3.10 or later")'
@@ -30,8 +30,13 @@ demo-tiny: .venv/ready
 	$(BIN)/headforce profile $(PROFILED):tiny --method forcing_kv --budget 0.7 --inner eager --blocks blocks --fresh --out out/demo/profile
 
 test: .venv/ready lint plugins
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 	$(BIN)/python -m headforce.testing.fault_matrix
+
+# What takes more than five seconds and has a quicker relative in `make test`: the other schedules, dtypes, inner
+# compilers and architectures, random graphs, second processes. CI runs both.
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 # The packages of examples/ that extend headforce, installed beside it, found through their entry points, and tested.
 # They go into a folder of their own, so that nothing else is tested with them.

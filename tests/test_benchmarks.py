@@ -74,6 +74,7 @@ def in_process(folder, *arguments):
     return status, {case["plan"]: case["variants"] for case in json.loads(out.read_text())["cases"]}
 
 
+@pytest.mark.slow
 def test_the_dry_run_has_every_plan_and_every_variant_and_all_checks_hold(run):
     status, report, _ = run
     assert status == 0
@@ -101,6 +102,7 @@ def test_the_table_has_a_row_for_everything_and_says_what_was_refused(run):
     assert found["tiny half@collapse", "flex"].startswith("refused: flex_attention cannot turn")
 
 
+@pytest.mark.slow
 def test_the_portable_kernel_is_checked_in_the_interpreter(tmp_path):
     need_interpreter()
     wanted = {"dense@clamp", "pyramid@collapse"}

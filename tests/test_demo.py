@@ -237,6 +237,7 @@ def test_checks_see_what_is_wrong(finished, monkeypatch, name, change):
     assert not {check.name: check.holds for check in run_checks(measured)}[name]
 
 
+@pytest.mark.slow
 def test_stores_are_compared_with_what_they_decided(tmp_path):
     policy = tmp_path / "policy.yaml"
     policy.write_text(
@@ -252,6 +253,7 @@ def test_stores_are_compared_with_what_they_decided(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_wrong_attention_fails_with_a_sentence(tmp_path):
     target("one percent off")(lambda *args: sdpa(*args) * 1.01)
     result = run(tmp_path, "--target", "one percent off", code=1)

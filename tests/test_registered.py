@@ -20,6 +20,7 @@ def run(*args):
     return CliRunner().invoke(main, ["list", *args])
 
 
+@pytest.mark.slow
 def test_nothing_of_headforce_lacks_anything():
     """In a process of its own: tests in this one register targets that are wrong on purpose."""
     command = [sys.executable, "-m", "headforce", "list", "--check"]

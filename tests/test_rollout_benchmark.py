@@ -36,6 +36,7 @@ def dry_run(folder, *names, options=()):
     return status, case["variants"]
 
 
+@pytest.mark.slow
 def test_peers_and_captured_passes_are_right_and_get_no_times(tmp_path, capsys):
     names = ("a0", *(f"grouped {preset}" for preset in side_by_side_presets()), "headforce forcing_kv sdpa graphs")
     status, found = dry_run(tmp_path, *names)
@@ -56,6 +57,7 @@ def test_peers_and_captured_passes_are_right_and_get_no_times(tmp_path, capsys):
     assert len(rows) == len(names)
 
 
+@pytest.mark.slow
 def test_heads_that_are_classified_on_the_way_are_checked_by_the_classes_they_got(tmp_path, monkeypatch):
     labels, seen = Session.labels.fget, []
 
@@ -123,6 +125,7 @@ def test_a_run_that_is_cut_off_leaves_what_was_known(during, held, tmp_path, mon
     assert all((result["held_bytes"] is not None) == held for result in case["variants"].values())
 
 
+@pytest.mark.slow
 def test_without_references_variants_are_still_compared(tmp_path):
     names = ("grouped dummy_forcing", "headforce dummy_forcing sdpa")
     status, found = dry_run(tmp_path, *names, options=["--unchecked", "--blocks"])

@@ -61,6 +61,7 @@ def test_a_table_between_its_points_and_past_them():
     assert table.at(0, 10) == 0
 
 
+@pytest.mark.slow
 def test_measuring():
     """Few sizes, once each: all tables are there, and a prediction can be made of them."""
     sizes = {"heads": (1, 2), "queries": (3, 6), "keys": (4, 8), "ratios": (1, 2), "numbers": (1 << 10, 1 << 11)}

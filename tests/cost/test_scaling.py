@@ -28,6 +28,7 @@ def scaling(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_short_run(scaling, tmp_path, capsys, monkeypatch):
     linear_machine().save(tmp_path / "machine.json")
     out = tmp_path / "out" / "scaling.json"

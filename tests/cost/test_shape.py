@@ -73,6 +73,7 @@ class Read:
             self.flops += 4 * rows * keys * launch.query.shape[-1]
 
 
+@pytest.mark.slow
 def test_flops_and_bytes_of_a_policy_are_those_of_the_compiled_model():
     rules = {
         "far": "sink(1)@collapse(4) | window(3)",

@@ -35,7 +35,11 @@ def rollout_twice(config, chunks, batch=1, dtype=torch.float32):
     return graphs
 
 
-@pytest.mark.parametrize(("batch", "dtype"), [(1, torch.float32), (2, torch.bfloat16)], ids=["1-fp32", "2-bf16"])
+@pytest.mark.parametrize(
+    ("batch", "dtype"),
+    [(1, torch.float32), pytest.param(2, torch.bfloat16, marks=pytest.mark.slow)],
+    ids=["1-fp32", "2-bf16"],
+)
 def test_five_graphs_fill_evict_and_restart(batch, dtype):
     graphs = rollout_twice(MODEL, [3] * 5, batch, dtype)
     first_eviction = graphs[0, 2, 0]
@@ -43,6 +47,7 @@ def test_five_graphs_fill_evict_and_restart(batch, dtype):
     assert max(graphs.values()) == first_eviction, "a later pass needed a new graph"
 
 
+@pytest.mark.slow
 def test_three_graphs_without_a_window():
     graphs = rollout_twice(dataclasses.replace(MODEL, local_attn_size=-1, sink_size=0), [3] * 4)
     assert max(graphs.values()) <= 3
@@ -56,6 +61,7 @@ def test_irregular_chunks_settle():
     assert max(graphs.values()) == graphs[0, len(chunks) - 1, 4] <= 7
 
 
+@pytest.mark.slow
 def test_a_block_compiles_on_its_own():
     model = init_random(CausalWan(MODEL), seed=0, peaked=True)
     context = torch.randn(1, MODEL.text_len, MODEL.text_dim)

@@ -43,7 +43,9 @@ def check_kernel(kernel, folder):
         assert kernel["matrix"] > 0  # on tensor cores
 
 
-@pytest.mark.parametrize(("dtype", "head_dim", "count"), [("bfloat16", 128, 6), ("float32", 64, 4)])
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "count"), [("bfloat16", 128, 6), pytest.param("float32", 64, 4, marks=pytest.mark.slow)]
+)
 def test_every_kernel_for_hopper(dtype, head_dim, count, tmp_path):
     choice = ["--arch", "sm90", "--dtype", dtype, "--head-dim", str(head_dim)]
     done = run("-m", "headforce", "kernels", "--aot", *choice, "--out", str(tmp_path), "--json")
@@ -56,6 +58,7 @@ def test_every_kernel_for_hopper(dtype, head_dim, count, tmp_path):
             check_loop_on_hopper(kernel)
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_and_fits(tmp_path):
     """With rotation, which takes more registers than without."""
     architectures = ["sm80", "sm89", "sm100", "sm120", "gfx942"]
@@ -96,6 +99,7 @@ def check_loop_on_hopper(kernel):
         assert re.fullmatch(r"Ge+Gww", products)
 
 
+@pytest.mark.slow
 def test_spills_in_the_inner_loop_would_be_seen():
     code = """
 import torch
@@ -108,6 +112,7 @@ print(compiled("ragged_attention", spec, "sm90").code.inner_spills)
     assert int(done.stdout) > 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_policy_does_not_need_is_not_in_its_kernel():
     code = """
 import json, torch

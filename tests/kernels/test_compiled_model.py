@@ -41,12 +41,11 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "policy", "rotation", "inner"),
     [
-        ("owned", POLICY, "interleaved", "inductor"),
-        ("owned", STILL, None, "eager"),
-        ("view", POLICY, "interleaved", "eager"),
-        ("view", STILL, None, "eager"),
+        pytest.param("owned", POLICY, "interleaved", "inductor", id="owned, moves", marks=pytest.mark.slow),
+        pytest.param("owned", STILL, None, "eager", id="owned, still"),
+        pytest.param("view", POLICY, "interleaved", "eager", id="view, moves"),
+        pytest.param("view", STILL, None, "eager", id="view, still", marks=pytest.mark.slow),
     ],
-    ids=["owned, moves", "owned, still", "view, moves", "view, still"],
 )
 def test_compiled_equals_eager_masked_to_the_oracle(mode, policy, rotation, inner, kernels):
     """A policy that moves no frame runs on a kernel without rotation; RoPE and page write are one launch in pages."""

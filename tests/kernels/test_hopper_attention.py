@@ -62,7 +62,7 @@ def emulated(monkeypatch):
 
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "value_dim", "style"),
-    [(torch.bfloat16, 64, 64, INTERLEAVED), (torch.float16, 128, 64, SPLIT_HALF)],
+    [(torch.bfloat16, 64, 64, INTERLEAVED), pytest.param(torch.float16, 128, 64, SPLIT_HALF, marks=pytest.mark.slow)],
     ids=str,
 )
 def test_is_attention_over_what_the_oracle_says(emulated, dtype, head_dim, value_dim, style):

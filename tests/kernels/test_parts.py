@@ -107,6 +107,7 @@ def test_runs_within_pages_and_a_head_that_reads_nothing(emulated, case):
 # --- as they are planned ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "dtype", "rule"),
     [

@@ -42,10 +42,10 @@ def test_is_attention_over_what_the_oracle_says(rig, sizes):
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "value_dim", "style"),
     [
-        (torch.float32, 64, 64, INTERLEAVED),
+        pytest.param(torch.float32, 64, 64, INTERLEAVED, marks=pytest.mark.slow),
         (torch.bfloat16, 96, 40, SPLIT_HALF),
         (torch.bfloat16, 128, 128, INTERLEAVED),
-        (torch.float16, 22, 22, SPLIT_HALF),
+        pytest.param(torch.float16, 22, 22, SPLIT_HALF, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -68,7 +68,13 @@ def test_blocks_that_runs_do_not_fill(rows):
 
 
 @pytest.mark.parametrize(
-    ("parts", "dtype"), [((1, 3, 2), torch.float32), ((7,), torch.float32), ((1, 4), torch.bfloat16)], ids=str
+    ("parts", "dtype"),
+    [
+        pytest.param((1, 3, 2), torch.float32, marks=pytest.mark.slow),
+        pytest.param((7,), torch.float32, marks=pytest.mark.slow),
+        ((1, 4), torch.bfloat16),
+    ],
+    ids=str,
 )
 def test_parts_make_the_same_whole(parts, dtype):
     """Parts of several blocks, of one, and of none: the last cuts some reads into more parts than they have blocks."""

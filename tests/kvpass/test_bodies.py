@@ -36,6 +36,7 @@ def compiled(monkeypatch):
     return modules
 
 
+@pytest.mark.slow
 def test_the_five_graphs_of_a_video_have_two_bodies(compiled):
     """The first pass makes keys and values of the text; its repeats, growing, repeats and evicting are one function."""
     model, lengths = wan(sink_size=1), [3] * 5

@@ -50,7 +50,7 @@ def addresses(session) -> tuple[int, ...]:
     return tuple(t.data_ptr() for t in (pool.k, pool.v, *pool.reads, *pool.runs, *pool.pages))
 
 
-@pytest.mark.parametrize("policy", [NEAR, SHRINKING], ids=["steady", "shrinking"])
+@pytest.mark.parametrize("policy", [NEAR, pytest.param(SHRINKING, marks=pytest.mark.slow)], ids=["steady", "shrinking"])
 def test_replays_equal_passes_that_run(policy):
     model, where = wan(sink_size=1, num_layers=2), []
     expected = Videos(oracle_model(model, policy))()
@@ -73,6 +73,7 @@ def test_replays_equal_passes_that_run(policy):
             assert session.replays > 15
 
 
+@pytest.mark.slow
 def test_weights_that_move_are_captured_again():
     model = wan(sink_size=1, num_layers=2)
     with rerunning(), headforce.prepare(model, NEAR) as session:
@@ -109,6 +110,7 @@ def test_view_mode_is_refused():
             Videos(model)()
 
 
+@pytest.mark.slow
 def test_sizes_that_change_are_refused():
     model = wan()
     with rerunning(), headforce.prepare(model, NEAR):
@@ -219,6 +221,7 @@ class NoQuestions(TorchDispatchMode):
             return function(*args)
 
 
+@pytest.mark.slow
 def test_a_steady_pass_asks_the_device_nothing(monkeypatch):
     """Everything but the kernels themselves: the interpreter, which would run them here, asks on its own account."""
     from headforce.lowering import attention, rotate_and_write

@@ -43,7 +43,7 @@ def video(verify, target="sdpa", mode="owned", policy=POLICY, inner="eager", chu
         return made, session.launches
 
 
-@pytest.mark.parametrize("mode", ["owned", "view"])
+@pytest.mark.parametrize("mode", [pytest.param("owned", marks=pytest.mark.slow), "view"])
 def test_what_is_watched_stays_as_it_is(mode, failures):
     policy = POLICY if mode == "owned" else VIEWED
     plain, launches = video("off", mode=mode, policy=policy)
@@ -80,6 +80,7 @@ def test_under_inductor_too(failures):
         video("site", "faulty_wrong_scale", inner="inductor", chunks=(3,), blocks="blocks")
 
 
+@pytest.mark.slow
 def test_every_nth_launch_is_looked_at():
     """The first launch is not the one, so what is wrong goes unnoticed until it is."""
     video("site", "faulty_wrong_scale", chunks=(3,), every=3)
@@ -87,6 +88,7 @@ def test_every_nth_launch_is_looked_at():
         video("site", "faulty_wrong_scale", chunks=(3, 3), every=3)
 
 
+@pytest.mark.slow
 def test_passes_that_nobody_looked_at_are_no_fault():
     """Every other pass is checked: what the passes between them wrote is not taken for a fault."""
     model = wan(sink_size=1)

@@ -172,6 +172,7 @@ def test_what_a_policy_must_say():
         Policy(classes, warmup=warmup, classify=Classify(1, 9)).bind(layers=2, heads=4)
 
 
+@pytest.mark.slow
 def test_a_recache_of_everything_keeps_the_classes():
     """The pass begins at frame 0, and is no new video: not for the first layer, and not for the others."""
     policy, model = dummy_forcing(num_dummy=3), wan(sink_size=1)

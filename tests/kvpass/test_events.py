@@ -74,6 +74,7 @@ def outputs(model: Callable[..., torch.Tensor], config, passes: Passes) -> list[
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_native_is_bitwise_equal_through(mode: str) -> None:
     model: CausalWan = wan()

@@ -85,6 +85,7 @@ def test_what_a_policy_would_keep() -> None:
     assert "near" in str(seen)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_that_a_session_then_holds() -> None:
     model = wan(num_layers=2)
     policy = Policy.load(TINY_POLICY)
@@ -109,6 +110,7 @@ def test_a_prepared_model_is_explained_with_its_policy(mode: str) -> None:
         assert session.launches == [3, 3]
 
 
+@pytest.mark.slow
 def test_shells_are_not_copied_at_their_full_size() -> None:
     model = wan(num_layers=2)
     policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")

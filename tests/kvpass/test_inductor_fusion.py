@@ -64,6 +64,7 @@ def kernels(code: str) -> list[set[str]]:
     return [set(re.findall(r"native_layer_norm|[a-z]+", name)) - ONLY_PLAIN for name in calls]
 
 
+@pytest.mark.slow
 def test_the_kernels_around_attention_are_those_of_the_unmodified_block() -> None:
     plain, _ = code_of(lambda model: model.blocks[0].compile(backend="inductor"))
     torch._dynamo.reset()

@@ -53,6 +53,7 @@ def test_recompile_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             videos(compiled, model.config, ([3] * 3,))
 
 
+@pytest.mark.slow
 def test_a_prepared_model_may_have_more_graphs_than_others() -> None:
     """As chunks of another size have graphs of their own."""
     model = wan()
@@ -181,6 +182,7 @@ def test_gradients_are_refused() -> None:
             )
 
 
+@pytest.mark.slow
 def test_disabled_dynamo() -> None:
     code = """
         import torch
@@ -237,6 +239,7 @@ def test_misses_beyond_the_recompile_limit(monkeypatch: pytest.MonkeyPatch) -> N
         assert session.misses
 
 
+@pytest.mark.slow
 def test_misses_when_the_inner_compiler_fails_and_errors_are_suppressed() -> None:
     def broken(module: torch.fx.GraphModule, inputs: list[object]) -> object:
         raise RuntimeError("broken on purpose")
@@ -257,6 +260,7 @@ def test_misses_when_the_inner_compiler_fails_and_errors_are_suppressed() -> Non
         assert session.misses == 3 * 2
 
 
+@pytest.mark.slow
 def test_passes_that_went_by_unseen_do_not_confuse_the_clock() -> None:
     """The cache rolls in an eager pass; the next compiled pass reads the right rows all the same."""
     model = wan(sink_size=1)

@@ -41,6 +41,7 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_dump_holds_what_runs_and_changes_nothing(monkeypatch, tmp_path):
     plain = play(3)
     before = set(Path.cwd().iterdir())
@@ -130,6 +131,7 @@ def test_messages_go_to_stderr_unless_somebody_says_where(monkeypatch, capsys):
     assert capsys.readouterr().err == "headforce.graphs: code\n"
 
 
+@pytest.mark.slow
 def test_torch_takes_the_name_too():
     """`TORCH_LOGS` names any package; it is read when torch is imported."""
     script = "import torch; from headforce import logs; logs.GRAPHS.debug('graph'); logs.configure(''); print('ran')"

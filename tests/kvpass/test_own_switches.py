@@ -123,6 +123,7 @@ def same(ours, wanted):
     return all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_bitwise_under_native(mode):
     """Every output, also of frames that are sent and not cached; a second video of each kind needs no graphs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import pytest
 import torch
 
 import headforce
@@ -29,6 +30,7 @@ def compiled_pieces() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 def test_caches_that_are_views_of_one_tensor() -> None:
     model = wan(num_layers=2)
     expected = videos(oracle_model(model, BY_LAYER), model.config, LENGTHS)
@@ -84,6 +86,7 @@ def test_one_graph_per_variant_for_all_policies_models_and_threads() -> None:
         assert all(relative(ours, theirs) < 1e-5 for ours, theirs in zip(results[key], video, strict=True)), key
 
 
+@pytest.mark.slow
 def test_no_new_graph_after_the_first_eviction() -> None:
     model = wan(sink_size=1)
     with headforce.prepare(model, policy=OTHERS[0]) as session:
@@ -97,6 +100,7 @@ def test_no_new_graph_after_the_first_eviction() -> None:
         assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_inference_mode() -> None:
     model = wan()
     expected = videos(oracle_model(model, OTHERS[0]), model.config, LENGTHS)
@@ -105,6 +109,7 @@ def test_inference_mode() -> None:
     assert relative(result[0], expected[0]) < 1e-5
 
 
+@pytest.mark.slow
 def test_dynamic_shapes_and_dynamo_reset() -> None:
     model = wan()
     expected = videos(oracle_model(model, OTHERS[0]), model.config, ([3] * 3, [3]))
@@ -118,6 +123,7 @@ def test_dynamic_shapes_and_dynamo_reset() -> None:
     assert relative(second, expected[1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_autocast_equals_autocast_eager() -> None:
     model = wan(sink_size=1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -128,6 +134,7 @@ def test_autocast_equals_autocast_eager() -> None:
     assert torch.equal(result[0], eager[0])
 
 
+@pytest.mark.slow
 def test_a_deep_copy_is_a_model_of_its_own() -> None:
     model = wan(num_layers=2)
     eager = videos(model, model.config, LENGTHS)
@@ -141,6 +148,7 @@ def test_a_deep_copy_is_a_model_of_its_own() -> None:
         assert relative(videos(compiled, model.config, LENGTHS)[0], policed[0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_weights_loaded_later_count() -> None:
     model, other = wan(0, num_layers=2), wan(1, num_layers=2)
     expected = videos(oracle_model(other, BY_LAYER), model.config, LENGTHS)

@@ -18,7 +18,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-@pytest.mark.parametrize(("sink", "batch"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("sink", "batch"), [(0, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_bitwise_in_canonical_order(sink: int, batch: int) -> None:
     model = wan(sink_size=sink, num_layers=2)
     eager = videos(model, model.config, FILL_EVICT_RESTART, batch)
@@ -31,6 +31,7 @@ def test_bitwise_in_canonical_order(sink: int, batch: int) -> None:
         assert session.report.count("refused") == 0
 
 
+@pytest.mark.slow
 def test_native_without_canonical_order_is_within_rounding() -> None:
     model = wan(sink_size=1)
     eager = videos(model, model.config, FILL_EVICT_RESTART)
@@ -40,6 +41,7 @@ def test_native_without_canonical_order_is_within_rounding() -> None:
             assert relative(ours, theirs) < 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_is_bitwise_in_canonical_order() -> None:
     model = wan(dtype=torch.bfloat16)
     eager = videos(model, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
@@ -62,6 +64,7 @@ def test_inductor_is_within_rounding() -> None:
         assert session.report.graphs <= 5
 
 
+@pytest.mark.slow
 def test_irregular_chunks() -> None:
     model = wan(sink_size=1)
     lengths = ([1, 3, 3, 2], [2, 2])
@@ -72,6 +75,7 @@ def test_irregular_chunks() -> None:
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_model_without_a_policy_runs_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     model = wan()
     eager = videos(model, model.config, ([3] * 3,))

@@ -56,7 +56,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_compiled_equals_eager_masked_to_the_oracle(batch: int) -> None:
     model = wan(num_layers=2)
     compiled = torch.compile(model, backend="headforce", options={"inner": "eager"}, fullgraph=True)
@@ -126,6 +126,7 @@ def test_episodic_memory_in_a_compiled_model() -> None:
     assert torch.equal(first[0], again[0])  # a new video begins with empty stores
 
 
+@pytest.mark.slow
 def test_episodic_memory_of_a_batch_is_that_of_its_videos() -> None:
     """Two videos in one batch: each fills its own stores, as it does alone."""
     policy = Policy.loads("""

@@ -19,6 +19,7 @@ from .test_bodies import compiled  # noqa: F401  a fixture
 from .test_owned_identity import relative
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 def test_what_layers_repeat_is_compiled_once(inner, compiled):  # noqa: F811
     """Of the first pass, which makes keys and values of the text, and of all others: what stands in front of the first

@@ -36,7 +36,11 @@ PARTS = {
     "pyramid_forcing": {"merge"},
 }
 """Kinds of the parts of frames that heads read; others read whole frames."""
-SCHEDULES = {"threes": [3] * 7, "ones": [1] * 16, "one and threes": [1, 3, 3, 3, 3, 3]}
+SCHEDULES = [
+    pytest.param([3] * 7, id="threes"),
+    pytest.param([1] * 16, id="ones", marks=pytest.mark.slow),
+    pytest.param([1, 3, 3, 3, 3, 3], id="one and threes", marks=pytest.mark.slow),
+]
 
 
 def both(model, policy, lengths, verify="plan"):
@@ -60,7 +64,7 @@ def both(model, policy, lengths, verify="plan"):
             yield session, one, other
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_equals_eager_that_gathers_what_the_oracle_names(schedule):
     """Through the warm-up, selections, merges and episodes, and past the first eviction of the model's own cache.
 
@@ -95,6 +99,7 @@ def test_a_missing_segment_shows():
     assert max(errors) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deep_forcing", "deep_forcing, tokens"])
 def test_v12_noisy_passes_leave_nothing(name):
     """A clean pass gives the same, bit for bit, whatever passes went before it, also where queries decide."""

@@ -62,6 +62,7 @@ def rollouts(model, policy, prompts, *answers):
             yield a.x0, b.x0, session
 
 
+@pytest.mark.slow
 def test_three_prompts_equal_the_oracle_under_every_preset():
     """In one test: all of them run the same compiled graphs."""
     model = wan(sink_size=1, num_layers=2)
@@ -130,6 +131,7 @@ def two_videos(session, model):
     return streams
 
 
+@pytest.mark.slow
 def test_a_refused_switch_leaves_every_stream_as_it_was():
     """A cut that the longer video does not allow is not made in the shorter one, whichever comes first."""
     model = wan()
@@ -145,6 +147,7 @@ def test_a_refused_switch_leaves_every_stream_as_it_was():
         assert all(rollout.crossattn_cache[0]["is_init"] for rollout in held)
 
 
+@pytest.mark.slow
 def test_one_stream_alone_is_switched():
     model = wan()
     with headforce.prepare(model, policy=Policy({})) as session:

@@ -15,6 +15,7 @@ COUNT = int(os.environ.get("HEADFORCE_GRAPHS", "40"))
 """Layers to try; `python -m headforce.testing.graphs --count 1000` does the same at length."""
 
 
+@pytest.mark.slow
 def test_random_graphs():
     outcomes = []
 
@@ -38,6 +39,7 @@ def test_random_graphs():
     assert len(labels) >= 4, "and some are refused, for several reasons"
 
 
+@pytest.mark.slow
 def test_random_graphs_are_owned():
     source = random.Random(5)
     drawn = [r for r in (random_recipe(source) for _ in range(60)) if r.ownable]

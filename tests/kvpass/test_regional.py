@@ -64,7 +64,13 @@ def expected() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("form", "mode"), [(repeated_blocks, "owned"), (by_block, "view"), (broken, "owned"), (broken, "view")]
+    ("form", "mode"),
+    [
+        pytest.param(repeated_blocks, "owned", marks=pytest.mark.slow),
+        (by_block, "view"),
+        pytest.param(broken, "owned", marks=pytest.mark.slow),
+        pytest.param(broken, "view", marks=pytest.mark.slow),
+    ],
 )
 def test_every_layer_follows_its_own_rules_in_shared_graphs(
     form: Callable[[nn.Module], nn.Module], mode: str, expected: list[torch.Tensor]

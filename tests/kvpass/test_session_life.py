@@ -40,6 +40,7 @@ def rollout_of(model: torch.nn.Module) -> Rollout:
     return Rollout(torch.compile(model, backend="headforce", options=EAGER), model.config, (1000.0, 625.0))
 
 
+@pytest.mark.slow
 def test_without_mapped_memory_the_models_cache_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wan()
     expected = Rollout(oracle_model(model, A), model.config, (1000.0, 625.0)).generate(text(model.config), [3] * 4)
@@ -112,6 +113,7 @@ def test_dropped_caches_free_their_pools() -> None:
         assert pool() is None
 
 
+@pytest.mark.slow
 def test_a_pass_that_is_interrupted_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is no error that hooks hear of. The session does not go on with it, and the pass can run again."""
     model = wan(num_layers=2)
@@ -133,6 +135,7 @@ def test_a_pass_that_is_interrupted_is_over(monkeypatch: pytest.MonkeyPatch) -> 
         assert relative(rollout.generate(text(model.config), [3] * 3, seed=0), expected[0]) < 1e-5
 
 
+@pytest.mark.slow
 def test_shells_take_almost_no_memory() -> None:
     model = wan(num_layers=4)
     with headforce.prepare(model, policy=A):
@@ -173,6 +176,7 @@ def test_a_policy_for_another_shape_is_refused() -> None:
         videos(torch.compile(model, backend="headforce", options=EAGER), model.config, ([3],))
 
 
+@pytest.mark.slow
 def test_a_policy_in_the_options_must_be_the_prepared_one() -> None:
     model = wan()
     with headforce.prepare(model, policy=A):

@@ -318,12 +318,14 @@ def test_every_in_place_method_is_safe() -> None:
     assert set(common.split()) - ran == set()
 
 
+@pytest.mark.slow
 def test_every_method_without_arguments_is_safe() -> None:
     outcome = run_child("no_arguments")
     assert_safe(outcome)
     assert succeeded(outcome) >= {"sum", "clone", "contiguous", "detach", "cpu", "numpy", "tolist", "float", "unique"}
 
 
+@pytest.mark.slow
 def test_whole_tensor_operations_are_safe() -> None:
     outcome = run_child("whole_tensor")
     assert_safe(outcome)

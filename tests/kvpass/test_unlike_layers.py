@@ -61,7 +61,9 @@ def table(theta, monkeypatch):
 # --- layers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "values"), [("sink_size", (1, 0)), ("window", (6, 4))])
+@pytest.mark.parametrize(
+    ("name", "values"), [pytest.param("sink_size", (1, 0), marks=pytest.mark.slow), ("window", (6, 4))]
+)
 def test_a_layer_that_reads_otherwise_is_refused(name, values):
     model = wan(num_layers=2)
     for block, value in zip(model.blocks, values, strict=True):
@@ -134,6 +136,7 @@ def test_a_table_that_changes_between_videos(mode, monkeypatch):
         assert torch.equal(second, video(rollout_of(model)))  # with caches of its own
 
 
+@pytest.mark.slow
 def test_frames_of_another_form_between_videos():
     model = wan()
     config = copy.copy(model.config)

@@ -65,6 +65,7 @@ def test_native_is_bitwise() -> None:
         assert torch.equal(a["v"], b["v"])
 
 
+@pytest.mark.slow
 def test_bfloat16_is_bitwise() -> None:
     model = wan(dtype=torch.bfloat16)
     eager = videos(model, model.config, FILL_EVICT_RESTART, dtype=torch.bfloat16)
@@ -106,6 +107,7 @@ def test_inductor_is_within_rounding() -> None:
     assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_prepared_equals_the_oracle_and_a_second_policy_adds_no_graph() -> None:
     model = wan(sink_size=1, num_layers=2)
     with headforce.prepare(model, policy=NATIVE, mode="view"):
@@ -124,6 +126,7 @@ def test_prepared_equals_the_oracle_and_a_second_policy_adds_no_graph() -> None:
     assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_owned_and_view_share_graphs() -> None:
     models = [wan(0), wan(1)]
     policy = Policy.loads("headforce: 0\nclasses: {a: window(1)}\ndefault: a")
@@ -141,6 +144,7 @@ def test_owned_and_view_share_graphs() -> None:
         session.restore()
 
 
+@pytest.mark.slow
 def test_inference_mode_copies_and_reloaded_weights() -> None:
     model, other = wan(0, sink_size=1, num_layers=2), wan(1, sink_size=1, num_layers=2)
     policy = Policy.loads(BY_LAYER)
@@ -155,6 +159,7 @@ def test_inference_mode_copies_and_reloaded_weights() -> None:
         assert relative(videos(again, model.config, ([3] * 4,))[0], expected[0]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_dynamic_shapes() -> None:
     model = wan(sink_size=1)
     policy = Policy.loads(HEADS)
@@ -163,6 +168,7 @@ def test_dynamic_shapes() -> None:
     assert relative(videos(compiled, model.config, ([3] * 3,))[0], expected[0]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_autocast_equals_autocast_eager() -> None:
     model = wan(sink_size=1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -174,6 +180,7 @@ def test_autocast_equals_autocast_eager() -> None:
 # --- which layer is which ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["blocks", "graph break"])
 def test_a_graph_that_layers_share_needs_prepare_for_a_policy_by_layer(form: str) -> None:
     policy = Policy.loads(BY_LAYER)
@@ -198,6 +205,7 @@ def test_a_graph_that_layers_share_needs_prepare_for_a_policy_by_layer(form: str
     assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_a_policy_that_treats_layers_alike_needs_no_numbers() -> None:
     policy = Policy.loads(HEADS)
     model = wan(sink_size=1, num_layers=3)
@@ -209,6 +217,7 @@ def test_a_policy_that_treats_layers_alike_needs_no_numbers() -> None:
     assert all(relative(ours, theirs) < TOLERANCE for ours, theirs in zip(result, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_caches_that_are_views_of_one_tensor() -> None:
     policy = Policy.loads(BY_LAYER)
     model = wan(sink_size=1, num_layers=2)
@@ -238,6 +247,7 @@ def test_layers_that_share_memory_are_refused() -> None:
         rollout.generate(text(model.config), [3])
 
 
+@pytest.mark.slow
 def test_a_freed_cache_is_forgotten_even_if_its_address_comes_back() -> None:
     model = wan(sink_size=1)
     policy = Policy.loads(HEADS)
@@ -369,19 +379,19 @@ def rollout_of(layer: zoo.SelfAttention, compiled: object, chunks: int, frames: 
     ("protocol", "core", "rope", "raw", "chunks"),
     [
         ("append", "sdpa", "complex", False, 5),
-        ("append", "sdpa_permuted", "turned", False, 5),
-        ("append", "sdpa_reshaped", "half", False, 5),
+        pytest.param("append", "sdpa_permuted", "turned", False, 5, marks=pytest.mark.slow),
+        pytest.param("append", "sdpa_reshaped", "half", False, 5, marks=pytest.mark.slow),
         ("append", "sdpa_masked", "half_lanes", False, 5),
-        ("append", "sdpa_gqa", "stacked", False, 5),
-        ("append", "sdpa_repeated", "written", False, 5),
-        ("append", "written", "complex_batched", False, 5),
+        pytest.param("append", "sdpa_gqa", "stacked", False, 5, marks=pytest.mark.slow),
+        pytest.param("append", "sdpa_repeated", "written", False, 5, marks=pytest.mark.slow),
+        pytest.param("append", "written", "complex_batched", False, 5, marks=pytest.mark.slow),
         ("append", "written_einsum", "complex", False, 5),
-        ("append_short_window", "sdpa", "complex", False, 5),
+        pytest.param("append_short_window", "sdpa", "complex", False, 5, marks=pytest.mark.slow),
         ("append_copy", "sdpa", "complex", False, 3),
         ("append_heads_first", "sdpa", "complex", False, 3),
         ("append", "sdpa", "complex", True, 3),  # keys rotated when read: the clock is lost when the cache rolls
         ("cat_past", "sdpa", "complex", False, 5),
-        ("cat_past", "sdpa_gqa", "half", False, 5),
+        pytest.param("cat_past", "sdpa_gqa", "half", False, 5, marks=pytest.mark.slow),
         ("cat_past", "sdpa", "complex", True, 5),
         ("cat_window", "sdpa", "complex", False, 5),
     ],

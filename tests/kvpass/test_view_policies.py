@@ -37,6 +37,7 @@ def viewing(model: CausalWan, policy: Policy) -> Iterator[object]:
         assert session.misses == 0
 
 
+@pytest.mark.slow
 def test_native_without_a_sink_is_bitwise() -> None:
     model = wan()
     eager = videos(model, model.config, FILL_EVICT_RESTART)
@@ -45,6 +46,7 @@ def test_native_without_a_sink_is_bitwise() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, eager, strict=True))
 
 
+@pytest.mark.slow
 def test_irregular_chunks_and_a_warm_up() -> None:
     warmup = "warmup: {{chunks: 2, rule: {}}}"
     policy = everywhere("sink(1) | window(1)", warmup.format("native()"))
@@ -59,8 +61,8 @@ def test_irregular_chunks_and_a_warm_up() -> None:
 @pytest.mark.parametrize(
     ("rule", "chunks"),
     [
-        ("window(3)", [6, 3, 3]),  # a prefill, after which chunks are shorter
-        ("window(4)", [3, 1, 1, 1]),
+        pytest.param("window(3)", [6, 3, 3], marks=pytest.mark.slow),  # a prefill, after which chunks are shorter
+        pytest.param("window(4)", [3, 1, 1, 1], marks=pytest.mark.slow),
         ("window(3) & native()", [3] * 4),
     ],
 )

@@ -25,6 +25,7 @@ ragged_attention = torch.ops.headforce.ragged_attention
 chunks = st.builds(Chunk, st.integers(0, 4), st.integers(0, 12), st.integers(1, 3))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     policies(LAYERS, HEADS, horizon=40),
@@ -144,6 +145,7 @@ def test_reach_looks_until_every_sink_is_left_behind():
         check_reach(bound, Chunk(0, 0, 1), 4)  # a sink of 3 frames serves it up to frame 6
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(policies(1, 2, horizon=60), st.integers(1, 3), st.integers(1, 12))
 def test_reach_refuses_what_no_stream_can_serve(policy, frames, more):

@@ -98,7 +98,7 @@ def run(function, inputs):
     return [*(out if isinstance(out, tuple) else (out,)), inputs[3], inputs[4]]
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_sites_are_the_eager_ones(backend):
     torch._dynamo.reset()
     compiled = torch.compile(two_sites, backend=backend, fullgraph=True, dynamic=True)
@@ -120,6 +120,7 @@ def test_one_graph_serves_every_chunk_and_every_policy():
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_inductor_updates_the_pools_in_place():
     torch._dynamo.reset()
     example = Pass()

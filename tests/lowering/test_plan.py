@@ -211,6 +211,7 @@ def test_position_range_counts_the_chunk_itself():
     assert "the current chunk" in error.value.found
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(policies(layers=1, heads=3), schedules())
 def test_position_range_is_kept_exactly(policy, schedule):

@@ -51,6 +51,7 @@ def test_tables_say_what_the_plan_says(policy, sizes, batch, canonical):
     assert begin(pool, start - sizes[-1], sizes[-1]) is Event.REPEAT
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(policies(LAYERS, HEADS, horizon=60, stores=True, tokens=ROWS), sizes, st.integers(0, 99), st.integers(1, 2))
 def test_tables_of_rules_with_state(policy, sizes, seed, batch):

@@ -195,12 +195,14 @@ def play(world, events):
             world.begin(start, frames)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(policies(LAYERS, HEADS, horizon=60), event_lists())
 def test_every_frame_read_is_the_newest_write_of_that_frame(policy, events):
     play(World(policy.bind(layers=LAYERS, heads=HEADS, native=NATIVE)), events)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(policies(LAYERS, HEADS, horizon=60, stores=True), event_lists(), st.integers(0, 99))
 def test_stores_replay_through_rewrites_and_parts_of_passes(policy, events, seed):
@@ -236,6 +238,7 @@ def test_any_chunk_sizes_fit_without_a_rewrite(rule, sizes, seed):
         start += frames
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(policies(LAYERS, HEADS, horizon=60, stores=True), st.integers(1, 4), st.integers(0, 5))
 def test_four_repeats_are_as_good_as_one(policy, frames, chunks):

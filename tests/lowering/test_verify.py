@@ -98,6 +98,7 @@ def refused(tmp_path, target="faulty_wrong_scale"):
     return case, write_launch(tmp_path, error, case, None, None)
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_failure_shows_it_again(tmp_path):
     _, error = refused(tmp_path)
     (folder,) = tmp_path.iterdir()

@@ -69,6 +69,7 @@ def test_a_store_of_chunks_still_holds_the_long_ones():
 # --- endless streams ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(rules(stores=True, native=NATIVE), st.none() | st.tuples(st.integers(1, 3), rules(most=2)), st.integers(1, 4))
 def test_an_endless_stream_needs_what_a_much_longer_one_does(rule, warmup, frames):
@@ -124,6 +125,7 @@ def test_a_stream_ends_at_its_horizon():
 # --- the expression -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(rules(stores=True, native=NATIVE), schedules(chunks=12))
 def test_the_expression_is_never_below_the_number(rule, schedule):

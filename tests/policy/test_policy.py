@@ -47,6 +47,7 @@ def test_rules_that_are_written_alike_are_planned_once():
 # --- equality -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(policies(stores=True))
 def test_names_do_not_count(policy):
@@ -66,6 +67,7 @@ def test_names_do_not_count(policy):
     assert renamed.digest == policy.digest
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(policies(), policies())
 def test_equal_policies_give_every_head_an_equal_rule(a, b):

@@ -50,6 +50,7 @@ def valid(text):
     return data
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(policies(stores=True, names=any_names))
 def test_what_is_written_is_valid_by_the_schema(policy):

@@ -116,6 +116,7 @@ def test_calls_are_made_on_copies_of_their_arguments():
     assert torch.equal(second, model(x, again, 3 * TOKENS))  # both calls have one cache
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     target = f"{Path(__file__).with_name('planted.py')}:example"
     assert callable(example)

@@ -55,6 +55,7 @@ def test_run(tmp_path):
     assert "(67%)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_of_no_family_has_not_worked(tmp_path):
     (tmp_path / "script.py").write_text(
         "import torch\n"
@@ -72,6 +73,7 @@ def test_a_policy_that_is_not_there(tmp_path):
     assert "[HF-POLICY-FILE]" in done.stderr
 
 
+@pytest.mark.slow
 def test_compare(tmp_path):
     chosen = policy(tmp_path, "window(1)")
     options = ["--layout", "BCFHW", "--video", "{out}/*.npy", "--out", "results", "--rate", 8]

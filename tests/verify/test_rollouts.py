@@ -54,13 +54,16 @@ def test_a_target_that_is_wrong(monkeypatch, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(("name", "site"), [("faulty_second_layer", 1), ("sdpa", None)])
+@pytest.mark.parametrize(
+    ("name", "site"), [pytest.param("faulty_second_layer", 1, marks=pytest.mark.slow), ("sdpa", None)]
+)
 def test_the_site_that_is_at_fault(name, site):
     found = bisect(example([3], layers=2), Way(inner="eager", target=name))
     assert found.site == site
     assert (found.call is None) == (name == "sdpa")
 
 
+@pytest.mark.slow
 def test_the_pass_is_at_fault_where_the_reference_departs_too():
     with faults.FAULTS["committed_noisy_pass"].on():
         found = bisect(example(), Way(inner="eager", target="sdpa"))
@@ -91,6 +94,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADFORCE_FAILURES", str(tmp_path / "failures"))
     (tmp_path / "factory.py").write_text(FACTORY)
@@ -104,6 +108,7 @@ def test_the_commands(tmp_path, monkeypatch):
     assert json.loads(done.stdout)["site"] == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_verified(tmp_path, monkeypatch):
     """What was asked for is wrong, and not the compiled model: nothing is shrunk and nothing written."""
     monkeypatch.setenv("HEADFORCE_FAILURES", str(tmp_path / "failures"))

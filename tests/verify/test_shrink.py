@@ -65,6 +65,7 @@ def only(monkeypatch, *ways):
     monkeypatch.setattr("headforce.verify.shrink.WAYS", ways)
 
 
+@pytest.mark.slow
 def test_a_noisy_pass_that_is_committed(failures, monkeypatch):
     only(monkeypatch, shorter, smaller_model)
     with faults.FAULTS["committed_noisy_pass"].on():
@@ -82,6 +83,7 @@ def test_a_noisy_pass_that_is_committed(failures, monkeypatch):
     assert [path.name for path in failures.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_skipped(monkeypatch):
     only(monkeypatch, shorter, fewer_calls)
     case = Case(FIXED, EAGER)
@@ -95,6 +97,7 @@ def test_a_commit_that_is_skipped(monkeypatch):
     assert "calls 1, 2" in str(found)
 
 
+@pytest.mark.slow
 def test_layers_that_share_tables(monkeypatch):
     only(monkeypatch, smaller_model)
     right = OwnedCaches.tables
@@ -105,6 +108,7 @@ def test_layers_that_share_tables(monkeypatch):
         assert found.verdict.failing is not None
 
 
+@pytest.mark.slow
 def test_a_fault_of_a_class_under_a_policy(monkeypatch):
     only(monkeypatch, plainer_policy)
     policy = Policy.loads(
@@ -117,6 +121,7 @@ def test_a_fault_of_a_class_under_a_policy(monkeypatch):
     assert found.case.policy == Policy.loads('headforce: 1\nclasses: {x: "sink(1)@collapse(1)"}\ndefault: x')
 
 
+@pytest.mark.slow
 def test_the_call_that_departs_first():
     case = Case(EXAMPLE, EAGER, sizes=SMALL, runs=("native",))
     blind = mock.patch.object(Contents, "check", return_value=None)
