@@ -19,7 +19,7 @@ from ..errors import HeadforceError
 from .eligible import viewable
 from .find import find_sites
 from .inner import compile_inner
-from .layers import PLAIN, VIEW, variant_of
+from .layers import PLAIN, VIEW
 from .notes import Notes
 from .ops import live_nodes
 from .options import Options, read_options
@@ -56,7 +56,7 @@ def headforce_backend(
         report = find_sites(copied, example_inputs)
         variant = PLAIN if settings.policy is None else VIEW
         if session is not None:
-            variant = variant_of(session.mode, session.policy)
+            variant = session.variant
         if variant == VIEW:
             report = viewable(report)
         notes = Notes(copied, report, "unchanged" if variant == PLAIN else "rewritten")

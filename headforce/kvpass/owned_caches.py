@@ -20,7 +20,7 @@ from ..policy import Answer, Chunk, Rule
 from .capture import Change, LayerCache
 from .head_classes import HeadClasses
 from .kept_queries import KeptQueries
-from .layers import OBSERVED, OWNED, Caches, Layer, PassFacts, RopeTables, owned, variant_of
+from .layers import OBSERVED, Caches, Layer, PassFacts, RopeTables, owned
 from .shell import make_shell
 from .site import Site
 
@@ -42,7 +42,7 @@ class OwnedCaches(Caches):
                 "HF-ADOPT", found="a cache that already holds a part of a video", needed="an empty cache"
             )
         self.session = session
-        self.variant = variant_of(OWNED, session.policy)
+        self.variant = session.variant
         self.caches = list(caches)
         self.shells = [tuple(make_shell(t.shape, t.dtype, t.device) for t in cache.tensors()) for cache in self.caches]
         self.layers = [Layer(self, i) for i in range(len(caches))]

@@ -20,7 +20,7 @@ from ..presets import Labels, read_policy
 from . import running
 from .capture import Adapter, Change, LayerCache, find_model
 from .guarded import GuardedForward
-from .layers import OWNED, VIEW, Caches, layer_of
+from .layers import OWNED, VIEW, Caches, layer_of, variant_of
 from .owned_caches import OwnedCaches
 from .report import Report
 from .running import Running
@@ -67,7 +67,7 @@ def prepare(
             next.
 
     Returns a `Session`; `session.restore()` takes everything back. Raises HF-ADAPTER for an unknown family, HF-PREPARED
-    for a model that is prepared already, HF-OPTION for an unknown mode.
+    for a model that is prepared already, HF-OPTION for an unknown mode, HF-SCORE for an unknown score.
     """
     if mode not in (OWNED, VIEW):
         raise HeadforceError("HF-OPTION", site="mode", found=repr(mode), needed="'owned' or 'view'")
@@ -99,6 +99,7 @@ class Session:
 
     Attributes:
         model, policy, adapter, mode, canonical, verify: as given to `prepare`.
+        variant: what of each graph runs, see `layers`.
         report: every attention site of every graph that ran, and what became of it.
         misses: in view mode, how often a layer's attention ran without its policy, because the pass was not compiled.
     """
@@ -111,6 +112,7 @@ class Session:
         self.policy = policy
         self.adapter = adapter
         self.mode = mode
+        self.variant = variant_of(mode, policy)
         self.canonical = canonical
         self.verify = verify
         self.report = Report()

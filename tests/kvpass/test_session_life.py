@@ -23,7 +23,7 @@ from headforce.kvpass.options import read_options
 from headforce.kvpass.owned_caches import OwnedCaches
 from headforce.kvpass.running import active_session
 from headforce.kvpass.shell import is_shell, make_shell, physical_bytes
-from headforce.policy import Policy
+from headforce.policy import Policy, parse_rule
 
 from .conftest import text, videos, wan
 from .oracle_model import oracle_model
@@ -167,6 +167,14 @@ def test_a_cache_with_a_past_is_refused() -> None:
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(HeadforceError, match="HF-ADAPTER"):
         headforce.prepare(torch.nn.Linear(2, 2), policy=A)
+
+
+def test_a_score_that_nobody_knows_is_refused_before_anything_runs() -> None:
+    rules = "select(1, segments=4, source=evicted(recent), score={}) | window(1) as recent"
+    for names in (("qk", "novelty"), ("novelty", "qk")):
+        policy = Policy({str(i): parse_rule(rules.format(name)) for i, name in enumerate(names)}, default="0")
+        with pytest.raises(HeadforceError, match=r"HF-SCORE.*'novelty'"):
+            headforce.prepare(wan(), policy=policy)
 
 
 def test_a_policy_for_another_shape_is_refused() -> None:

@@ -70,9 +70,12 @@ def selection(pool: PagePool, turning: Turning, queries: Sequence[Tensor] | None
 
 
 def asks_queries(policy: Policy) -> bool:
-    """Whether some selection of `policy` is scored by the queries of the last pass, which then have to be kept."""
+    """Whether some selection of `policy` is scored by the queries of the last pass, which then have to be kept.
+
+    Raises HF-SCORE for a score that nobody knows.
+    """
     ops = [term.op for rule in policy.classes.values() for term in rule.paged]
-    return any(isinstance(op, Select) and find_score(op.score).queries for op in ops)
+    return True in {find_score(op.score).queries for op in ops if isinstance(op, Select)}
 
 
 def check_selections(policy: BoundPolicy) -> None:
