@@ -99,23 +99,53 @@ def test_positions_that_count_tokens_are_refused() -> None:
         rollout_of(layer, compiled, 2)
 
 
-def test_a_table_of_angles_turns_keys_as_their_cosines_and_sines_do() -> None:
+def by_cosines(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+
+
+def by_numbers(x: Tensor, numbers: Tensor) -> Tensor:
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * numbers).flatten(-2)
+
+
+TABLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosines": torch.cos,
+    "sines": torch.sin,
+    "numbers": lambda angles: torch.polar(torch.ones_like(angles), angles),
+}
+TURNS = {
+    "cosine and sine of angles": lambda x, rows, layer: by_cosines(
+        x, rows(layer.angles).cos(), rows(layer.angles).sin()
+    ),
+    "cosines and sines": lambda x, rows, layer: by_cosines(x, rows(layer.cosines), rows(layer.sines)),
+    "numbers from angles": lambda x, rows, layer: by_numbers(
+        x, torch.polar(torch.ones_like(rows(layer.angles)), rows(layer.angles))
+    ),
+    "numbers": lambda x, rows, layer: by_numbers(x, rows(layer.numbers)),
+}
+
+
+@pytest.mark.parametrize(
+    ("of_angles", "as_they_turn"),
+    [("cosine and sine of angles", "cosines and sines"), ("numbers from angles", "numbers")],
+)
+def test_a_table_of_angles_moves_keys_as_one_of_what_turns_does(of_angles: str, as_they_turn: str) -> None:
     """Under a policy that moves frames, for which the rates are read from the table."""
     policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1)@collapse(4) | window(1)'}\ndefault: a")
     rollouts = []
-    for layer in (layer_of(SPELLINGS["cut"]), zoo.SelfAttention("half")):
-        torch.manual_seed(0)
-        layer.load_state_dict(layer_of(SPELLINGS["cut"]).state_dict(), strict=False)
-        if not hasattr(layer, "angles"):
-            layer.rope = by_cosines
-            layer.cos, layer.sin = (f(torch.outer(torch.arange(64.0), RATES)) for f in (torch.cos, torch.sin))
+    for name in (of_angles, as_they_turn):
+        layer = layer_of(SPELLINGS["cut"])
+        for table in ("cosines", "sines", "numbers"):
+            layer.register_buffer(table, TABLES[table](layer.angles))
+
+        def rope(x: Tensor, table: object, start: int, layer=layer, turn=TURNS[name]) -> Tensor:
+            def rows(t: Tensor) -> Tensor:
+                return t[start : start + x.shape[1] // T].repeat_interleave(T, 0)[:, None]
+
+            return turn(x, rows, layer)
+
+        layer.rope = rope
         compiled = torch.compile(layer, backend="headforce", options=bare(policy, verify="full"))
         rollouts.append(rollout_of(layer, compiled, 4))
         torch._dynamo.reset()
     assert all(relative(a, b) < TOLERANCE for a, b in zip(*rollouts, strict=True))
-
-
-def by_cosines(x: Tensor, table: tuple[Tensor, Tensor], start: int) -> Tensor:
-    cos, sin = (t[start : start + x.shape[1] // T].repeat_interleave(T, 0)[:, None] for t in table)
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
