@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import sympy
 from torch.fx import Node
@@ -66,6 +67,18 @@ def reading(view: GraphView, operand: Cursor, buffer: Node | None = None, *, fac
         named = (*axes[:dim], () if size == 1 else (atom._replace(size=size),), *axes[dim + 1 :])
         found.append(landing(view, Cursor(piece, named), until=buffer))
     return Reading(end, tuple(found))
+
+
+class Side(Protocol):
+    """What `join` has to know of one of K and V; see `Buffered`."""
+
+    seen: Reading
+    layout: tuple[str, ...]
+    capacity: sympy.Expr
+    segments: tuple[Rows, ...]
+    append: Write
+    roll: Roll | None
+    rolls: tuple[Write, ...]
 
 
 class Buffered:
@@ -245,7 +258,7 @@ def same_rows(view: GraphView, pairs: Sequence[tuple[Rows, Rows]]) -> tuple[Rows
     return next((p for p in pairs if not all(facts.equal(a, b) for a, b in zip(*p, strict=True))), None)
 
 
-def join(view: GraphView, call: AttentionCall, k: Buffered, v: Buffered, inputs: Sequence[Node]) -> CacheMatch:
+def join(view: GraphView, call: AttentionCall, k: Side, v: Side, inputs: Sequence[Node]) -> CacheMatch:
     """K and V as one form; HF-KV-RANGE where they differ. `inputs`: the two graph inputs that are the cache."""
     if (k.roll is None) != (v.roll is None):
         raise Refused("HF-KV-RANGE", "a roll of only one of K and V", "the same rows of K and V")

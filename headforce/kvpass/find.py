@@ -9,14 +9,12 @@ from typing import Any
 import sympy
 from torch.fx import GraphModule, Node
 
-from .buffer import reading
 from .graph_view import GraphView
 from .history import landing, made_alike
 from .normal_form import Cursor, settle, walk
 from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
-from .recognize.cat_history import joined_before_written
 from .recognize.prefill import unpadded
 from .sent_rows import Sent, sent_rows
 from .site import KEPT, Mask, Operand, Refusal, RopeForm, Site, SiteReport
@@ -137,15 +135,18 @@ def _mask(view: GraphView, call: AttentionCall) -> Mask:
 def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation | None]:
     """The cache form; keys that are rotated after the cache are looked through."""
     rotation, factor = rotated(view, call.k)
+    whole = call
     if rotation is not None:
         call = replace(call, k=replace(rotation.raw, casts=(), passed=()))
     match = first("cache", view, call)
+    if match is None and rotation is not None:  # a pass that reads nothing but its own keys, which it has rotated
+        match, rotation = first("cache", view, whole), None
     if match is not None:
         return (match if rotation is None else replace(match, factor=match.factor * factor)), rotation
     inputs = behind(view, call.k.node, call.v.node)[1]
     written = [n for n in view.placeholders if n in inputs and is_written(view, n)]
     if written:
-        raise _unknown_read(view, call, written[0])
+        raise _unknown_read(view, written[0])
     pasts = _pasts(view, call)
     if pasts:
         raise Refused(
@@ -160,7 +161,7 @@ def _cache(view: GraphView, call: AttentionCall) -> tuple[CacheMatch, Rotation |
     )
 
 
-def _unknown_read(view: GraphView, call: AttentionCall, cache: Node) -> Refused:
+def _unknown_read(view: GraphView, cache: Node) -> Refused:
     """What is known about a read of a cache that is of no known form."""
     dims = len(view.shape(cache) or ())
     if dims > 4:
@@ -169,10 +170,6 @@ def _unknown_read(view: GraphView, call: AttentionCall, cache: Node) -> Refused:
             f"K or V read from {cache.name}, a tensor of {dims} dims",
             "a tensor [B, S, H, D] for K and one for V, of each layer",
         )
-    for operand in (call.k, call.v):
-        ends = {part.node for part in reading(view, operand).parts}
-        if cache in ends and len(ends) > 1:
-            return joined_before_written(cache)
     return Refused(
         "HF-CACHE-FORM",
         f"K or V computed from the cache {cache.name} in an unknown way",

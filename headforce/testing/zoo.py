@@ -141,17 +141,35 @@ def _commit(cache: Cache, end: int, start: int, new: int) -> None:
 
 def append(k: Tensor, v: Tensor, cache: Cache, start: int, window: int = CAPACITY_FRAMES) -> tuple[Tensor, Tensor]:
     """Roll behind a sink, write in place, read a slice (Self-Forcing and most others)."""
-    sink, new = SINK_FRAMES * TOKENS, k.shape[1]
-    held, evicted, end = _advance(cache, new, start)
-    if evicted:
-        kept = held - evicted - sink
-        for name in ("k", "v"):
-            cache[name][:, sink : sink + kept] = cache[name][:, sink + evicted : sink + evicted + kept].clone()
+    new = k.shape[1]
+    end = _rolled(cache, new, start)
     cache["k"][:, end - new : end] = k
     cache["v"][:, end - new : end] = v
     _commit(cache, end, start, new)
     low = max(0, end - window * TOKENS)
     return cache["k"][:, low:end], cache["v"][:, low:end]
+
+
+def _rolled(cache: Cache, new: int, start: int) -> int:
+    """Evicts what `new` rows push out, and says where they end."""
+    sink = SINK_FRAMES * TOKENS
+    held, evicted, end = _advance(cache, new, start)
+    if evicted:
+        kept = held - evicted - sink
+        for name in ("k", "v"):
+            cache[name][:, sink : sink + kept] = cache[name][:, sink + evicted : sink + evicted + kept].clone()
+    return end
+
+
+def append_joined(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor, Tensor]:
+    """Past rows joined with the new ones, which are written into the cache behind that."""
+    new = k.shape[1]
+    end = _rolled(cache, new, start)
+    read = [torch.cat([cache[n][:, : end - new], x], dim=1) for n, x in (("k", k), ("v", v))]
+    cache["k"][:, end - new : end] = k
+    cache["v"][:, end - new : end] = v
+    _commit(cache, end, start, new)
+    return read[0], read[1]
 
 
 def append_short_window(k: Tensor, v: Tensor, cache: Cache, start: int) -> tuple[Tensor, Tensor]:
@@ -230,6 +248,7 @@ PROTOCOLS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], str]] = {
     "append": (append, "append"),
     "append_short_window": (append_short_window, "append"),
     "append_copy": (append_copy, "append"),
+    "append_joined": (append_joined, "append"),
     "append_heads_first": (append_heads_first, "append"),
     "append_sink_and_window": (append_sink_and_window, "append"),
     "deferred": (deferred, "append"),

@@ -21,12 +21,15 @@ TOLERANCE = 1e-5
 
 
 class Layer(nn.Module):
-    """Reads the newest `reach` rows of its cache, and of them those that `kept` says."""
+    """Reads the newest `reach` rows of its cache, and of them those that `kept` says.
 
-    def __init__(self, reach: int) -> None:
+    `joined`: it joins past rows with the new ones, and writes those behind its attention.
+    """
+
+    def __init__(self, reach: int, joined: bool) -> None:
         super().__init__()
         self.qkv, self.out = nn.Linear(HEADS * DIM, 3 * HEADS * DIM), nn.Linear(HEADS * DIM, HEADS * DIM)
-        self.reach, self.kept = reach, None
+        self.reach, self.joined, self.kept = reach, joined, None
         angle = torch.outer(torch.arange(64.0), 20.0 ** -(torch.arange(DIM // 2) / (DIM // 2)))
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
@@ -37,13 +40,23 @@ class Layer(nn.Module):
         cos, sin = (t[start : start + new // T].repeat_interleave(T, 0)[:, None] for t in (self.cos, self.sin))
         q, k = turned(q, cos, sin), turned(k, cos, sin)
         first = start * T
-        cache["k"][:, first : first + new] = k
-        cache["v"][:, first : first + new] = v
         low = max(0, first + new - self.reach)
-        keys, values = (cache[name][:, low : first + new].transpose(1, 2) for name in ("k", "v"))
+        if self.joined:
+            keys, values = (torch.cat([cache[n][:, low:first], x], dim=1) for n, x in (("k", k), ("v", v)))
+        else:
+            write(cache, first, k, v)
+            keys, values = (cache[name][:, low : first + new] for name in ("k", "v"))
         mask = None if self.kept is None else self.kept(low, first, new)
-        y = F.scaled_dot_product_attention(4 * q.transpose(1, 2), keys, values, attn_mask=mask)
+        operands = (part.transpose(1, 2) for part in (4 * q, keys, values))
+        y = F.scaled_dot_product_attention(*operands, attn_mask=mask)
+        if self.joined:
+            write(cache, first, k, v)
         return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+def write(cache: dict[str, Tensor], first: int, k: Tensor, v: Tensor) -> None:
+    cache["k"][:, first : first + k.shape[1]] = k
+    cache["v"][:, first : first + v.shape[1]] = v
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -52,10 +65,10 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Model(nn.Module):
-    def __init__(self, reach: int = CACHE) -> None:
+    def __init__(self, reach: int = CACHE, joined: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.ModuleList(Layer(reach) for _ in range(2))
+        self.blocks = nn.ModuleList(Layer(reach, joined) for _ in range(2))
 
     def forward(self, x: Tensor, kv_cache: list[dict[str, Tensor]], start: int) -> Tensor:
         for block, cache in zip(self.blocks, kv_cache, strict=True):
@@ -87,10 +100,11 @@ def masked(reach: int = CACHE) -> Model:
     return model
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["written and read", "joined"])
 @pytest.mark.parametrize("mode", ["owned", "view"])
-def test_the_frame_of_a_pass_says_that_a_video_begins(mode: str) -> None:
+def test_the_frame_of_a_pass_says_that_a_video_begins(mode: str, joined: bool) -> None:
     """Three videos with the same caches, the second one of a single chunk."""
-    model, caches, others, reference = Model(), new_caches(), new_caches(), masked()
+    model, caches, others, reference = Model(joined=joined), new_caches(), new_caches(), masked()
     with headforce.prepare(model, policy=WINDOW, mode=mode, verify="plan") as session:
         compiled = torch.compile(model, backend="headforce", options={"inner": "eager"})
         for seed, chunks in enumerate((4, 1, 4)):
@@ -135,8 +149,14 @@ def test_nobody_reads_anything(mode: str) -> None:
 # --- reads of another form ----------------------------------------------------------------------------------------
 
 
-def joined(cache: Tensor, new: Tensor, first: int) -> Tensor:
+def joined_with_others(cache: Tensor, new: Tensor, first: int) -> Tensor:
     past = torch.cat([cache[:, :first], new], dim=1)
+    cache[:, first : first + new.shape[1]] = 2 * new
+    return past
+
+
+def joined_too_far(cache: Tensor, new: Tensor, first: int) -> Tensor:
+    past = torch.cat([cache, new], dim=1)
     cache[:, first : first + new.shape[1]] = new
     return past
 
@@ -159,13 +179,14 @@ def stacked(cache: Tensor, new: Tensor, first: int) -> Tensor:
 @pytest.mark.parametrize(
     ("read", "says"),
     [
-        (joined, r"joined with rows that are not yet in it.* first, and then one read"),
-        (stacked, r"a tensor of 5 dims.* K and one for V, of each layer"),
+        (joined_with_others, r"HF-CACHE-FORM.* joined with others than those .* same new rows for both"),
+        (joined_too_far, r"HF-CACHE-RANGE.* \[0, 48\) in front of new ones, which are written from row 6"),
+        (stacked, r"HF-CACHE-FORM.* a tensor of 5 dims.* K and one for V, of each layer"),
     ],
 )
 def test_what_is_not_read_is_told_with_what_would_be(read: object, says: str) -> None:
     compiled = torch.compile(Reader(read), backend="headforce", options={"inner": "eager", "policy": WINDOW})
     q, k, v = torch.randn(3, 1, FRAMES * T, HEADS, DIM)
     caches = torch.zeros(2, *(1,) * (read is stacked), 1, CACHE, HEADS, DIM)
-    with pytest.raises(HeadforceError, match=r"HF-CACHE-FORM.*" + says), torch.no_grad():
+    with pytest.raises(HeadforceError, match=says), torch.no_grad():
         compiled(q, k, v, *caches, FRAMES * T)

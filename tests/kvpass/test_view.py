@@ -388,6 +388,7 @@ def rollout_of(layer: zoo.SelfAttention, compiled: object, chunks: int, frames: 
         ("append", "written_einsum", "complex", False, 5),
         pytest.param("append_short_window", "sdpa", "complex", False, 5, marks=pytest.mark.slow),
         ("append_copy", "sdpa", "complex", False, 3),
+        ("append_joined", "sdpa", "complex", False, 5),
         ("append_heads_first", "sdpa", "complex", False, 3),
         ("append", "sdpa", "complex", True, 3),  # keys rotated when read: the clock is lost when the cache rolls
         ("cat_past", "sdpa", "complex", False, 5),

@@ -25,7 +25,6 @@ from ..history import Trace, landing, plain_layout
 from ..normal_form import COPIES, Cursor
 from ..ops import argument, op_name, sequence_argument
 from ..site import CacheForm, ReadRule, Rows
-from .append_cache import is_written
 from .base import AttentionCall, CacheMatch, Refused, recognizer
 
 
@@ -97,15 +96,6 @@ def _parts(view: GraphView, end: Trace) -> list[Trace] | None:
     return found
 
 
-def joined_before_written(cache: Node) -> Refused:
-    """For a cache in place whose rows are joined with new ones by `cat`."""
-    return Refused(
-        "HF-CACHE-FORM",
-        f"rows of the cache {cache.name} joined with rows that are not yet in it",
-        "cache[:, a:b] = k first, and then one read cache[:, c:b] that holds them",
-    )
-
-
 class _Side:
     """What one of K and V shows."""
 
@@ -129,8 +119,6 @@ class _Side:
         if not end.cursor.one_cast(view):
             raise Refused("HF-CACHE-FORM", f"{self.base.name} rounded on the way to attention", "at most one cast")
         self.layout = layout
-        if is_written(view, self.base):
-            raise joined_before_written(self.base)
         length = shape[layout.index("seq")]
         self.new = self._new(view, end)
         new_rows = view.shape(self.new.node)[self.new.layout.index("seq")]
@@ -171,6 +159,8 @@ class _Side:
 
     def _escape(self, view: GraphView, enters: Node, end: Trace) -> tuple[Node, ...]:
         used = uses(view, self.base, self.layout)
+        if used.writes or used.unknown:
+            raise Refused("HF-CACHE-FORM", f"{self.base.name} both concatenated and written in place", "one of the two")
         region = view.region([self.cat], enters)
         bad = [n for n in used.consumers if n not in region and not _only_returned(view, n)]
         leaving = [n for node in region for n in view.users(node) if n not in region and n is not enters]
