@@ -161,6 +161,13 @@ def joined_too_far(cache: Tensor, new: Tensor, first: int) -> Tensor:
     return past
 
 
+def rolled_behind(cache: Tensor, new: Tensor, first: int) -> Tensor:
+    past = torch.cat([cache[:, :first], new], dim=1)
+    cache[:, : 2 * T] = cache[:, T : 3 * T].clone()
+    cache[:, first : first + new.shape[1]] = new
+    return past
+
+
 class Reader(nn.Module):
     def __init__(self, read: object) -> None:
         super().__init__()
@@ -181,6 +188,7 @@ def stacked(cache: Tensor, new: Tensor, first: int) -> Tensor:
     [
         (joined_with_others, r"HF-CACHE-FORM.* joined with others than those .* same new rows for both"),
         (joined_too_far, r"HF-CACHE-RANGE.* \[0, 48\) in front of new ones, which are written from row 6"),
+        (rolled_behind, r"HF-CACHE-ORDER.* rolled behind a read"),
         (stacked, r"HF-CACHE-FORM.* a tensor of 5 dims.* K and one for V, of each layer"),
     ],
 )

@@ -8,8 +8,8 @@ Accepted, with the buffer `cache` and rolls as in the append protocol:
     attention(q, cat([cache[:, :0], k], 1), ...);   cache[:, 0:b] = k           # the first pass, which has no past
 
 Counter-examples: what is joined is not what is written, or is rounded when it is (HF-CACHE-FORM); the past does not end
-where the write begins, or its parts are out of order (HF-CACHE-RANGE); a roll behind the read (HF-CACHE-ORDER); the
-cache or the joined rows are read by anything else (HF-ESCAPE).
+where the write begins, or its parts are out of order (HF-CACHE-RANGE); a roll behind the read or the append
+(HF-CACHE-ORDER); the cache or the joined rows are read by anything else (HF-ESCAPE).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.fx import Node
 from ..buffer import Buffered, Reading, Side, join, reading, rows_text
 from ..cache_uses import Write, uses
 from ..graph_view import GraphView
-from ..history import same_value
+from ..history import Trace, same_value
 from ..normal_form import Cursor
 from ..ops import sequence_argument
 from ..site import Rows
@@ -96,9 +96,17 @@ def _first(view: GraphView, operand: Cursor, seen: Reading) -> _First | None:
                 continue
             (write,) = used.writes
             exact = view.dtype(write.value.node) == view.dtype(node)
-            if exact and write.rows.start == 0 and same_value(view, new.cursor, write.value):
+            if exact and write.rows.start == 0 and _written(view, new, write):
                 return _First(node, seen, layout, view.shape(node)[layout.index("seq")], write)
     return None
+
+
+def _written(view: GraphView, new: Trace, write: Write) -> bool:
+    """Whether the new rows are those that are written. Heads that attention repeats lie in the cache once."""
+    axes = tuple(
+        tuple(a._replace(stride=sympy.S.One) if a.label == "head" else a for a in dim) for dim in new.cursor.axes
+    )
+    return same_value(view, replace(new.cursor, axes=axes), write.value)
 
 
 class _Past(Buffered):
@@ -123,14 +131,19 @@ class _Past(Buffered):
         """The past is not among the rows that the append writes, so that may come at any time."""
         place = view.order
         reads = [place[node] for node in self.seen.passed if node in self.used.aliases and node is not self.buffer]
-        if any(place[roll.node] > min(reads, default=place[call.node]) for roll in self.rolls):
-            raise Refused("HF-CACHE-ORDER", f"{self.buffer.name} rolled behind the read of its past", "roll, then read")
+        latest = min(place[self.append.node], *reads)
+        if any(place[roll.node] > latest for roll in self.rolls):
+            raise Refused(
+                "HF-CACHE-ORDER",
+                f"{self.buffer.name} rolled behind a read or a write of this pass",
+                "roll, then read and append",
+            )
 
     def _check_rows(self, view: GraphView, short: bool) -> None:
         name, append = self.buffer.name, self.append
         joined = sequence_argument(self.seen.end.node)
         dtypes = {view.dtype(node) for node in (self.buffer, append.value.node, *joined)}
-        if len(dtypes) > 1 or not same_value(view, self._new.cursor, append.value):
+        if len(dtypes) > 1 or not _written(view, self._new, append):
             raise Refused(
                 "HF-CACHE-FORM",
                 f"rows of {name} joined with others than those that are written into it",
