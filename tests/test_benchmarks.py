@@ -92,6 +92,7 @@ def test_the_dry_run_has_every_plan_and_every_variant_and_all_checks_hold(run):
     assert report["machine"]["packages"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_everything_and_says_what_was_refused(run):
     _, report, table = run
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]

@@ -96,6 +96,7 @@ def test_what_is_watched_is_given_back():
     assert all_of_it() == before
 
 
+@pytest.mark.slow
 def test_a_run_of_a_tiny_model(tmp_path, monkeypatch, capsys):
     chosen = [cpu.dense_eager("dense eager"), cpu.grouped_eager("dummy_forcing"), cpu.ours("dummy_forcing", "sdpa")]
     monkeypatch.setattr(cpu, "variants_of", lambda: chosen)

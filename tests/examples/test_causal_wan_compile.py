@@ -35,9 +35,10 @@ def rollout_twice(config, chunks, batch=1, dtype=torch.float32):
     return graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "dtype"),
-    [(1, torch.float32), pytest.param(2, torch.bfloat16, marks=pytest.mark.slow)],
+    [(1, torch.float32), (2, torch.bfloat16)],
     ids=["1-fp32", "2-bf16"],
 )
 def test_five_graphs_fill_evict_and_restart(batch, dtype):

@@ -44,7 +44,7 @@ def check_kernel(kernel, folder):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "count"), [("bfloat16", 128, 6), pytest.param("float32", 64, 4, marks=pytest.mark.slow)]
+    ("dtype", "head_dim", "count"), [pytest.param("bfloat16", 128, 6, marks=pytest.mark.slow), ("float32", 64, 4)]
 )
 def test_every_kernel_for_hopper(dtype, head_dim, count, tmp_path):
     choice = ["--arch", "sm90", "--dtype", dtype, "--head-dim", str(head_dim)]

@@ -43,7 +43,7 @@ def test_is_attention_over_what_the_oracle_says(rig, sizes):
     ("dtype", "head_dim", "value_dim", "style"),
     [
         pytest.param(torch.float32, 64, 64, INTERLEAVED, marks=pytest.mark.slow),
-        (torch.bfloat16, 96, 40, SPLIT_HALF),
+        pytest.param(torch.bfloat16, 96, 40, SPLIT_HALF, marks=pytest.mark.slow),
         (torch.bfloat16, 128, 128, INTERLEAVED),
         pytest.param(torch.float16, 22, 22, SPLIT_HALF, marks=pytest.mark.slow),
     ],

@@ -73,6 +73,7 @@ def _call() -> dict[str, Any]:
     return {"hidden_states": randn(1, 4, 4, 8, 8), "timestep": torch.tensor([500]), "encoder_hidden_states": text}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [wan, skyreels_v2, helios])
 def test_a_model_without_a_cache_is_left_alone_with_a_reason(make: Any) -> None:
     model, call = make()
@@ -127,6 +128,7 @@ def test_attention_backends_are_a_closed_list() -> None:
 # --- AnyFlow-FAR, which has a cache ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_anyflow_far_is_refused_by_name_and_runs_as_it_is() -> None:
     """Its past lies in two tensors, at two resolutions; its cache is written under a block mask made outside."""
     model = anyflow_far.make(layers=1)

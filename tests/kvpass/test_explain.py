@@ -96,6 +96,7 @@ def test_bytes_are_those_that_a_session_then_holds() -> None:
         assert session.pool_bytes == outlook.pool_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["owned", "view"])
 def test_a_prepared_model_is_explained_with_its_policy(mode: str) -> None:
     model = wan(sink_size=1, num_layers=2)

@@ -44,6 +44,7 @@ def test_caches_that_are_views_of_one_tensor() -> None:
     assert relative(result, expected[0]) < 1e-5  # and each layer has its own rules
 
 
+@pytest.mark.slow
 def test_one_graph_per_variant_for_all_policies_models_and_threads() -> None:
     """Three policies, two models, two threads: as many graphs as one policy, one model and one thread."""
     models = [wan(seed, num_layers=2) for seed in (0, 1)]

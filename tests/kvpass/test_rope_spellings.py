@@ -127,7 +127,10 @@ TURNS = {
 
 @pytest.mark.parametrize(
     ("of_angles", "as_they_turn"),
-    [("cosine and sine of angles", "cosines and sines"), ("numbers from angles", "numbers")],
+    [
+        ("cosine and sine of angles", "cosines and sines"),
+        pytest.param("numbers from angles", "numbers", marks=pytest.mark.slow),
+    ],
 )
 def test_a_table_of_angles_moves_keys_as_one_of_what_turns_does(of_angles: str, as_they_turn: str) -> None:
     """Under a policy that moves frames, for which the rates are read from the table."""

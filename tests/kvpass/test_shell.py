@@ -307,6 +307,7 @@ def succeeded(outcome: Outcome) -> set[str]:
     return {n.partition(" torch.")[0] for n, (result, _) in outcome.calls.items() if not result.startswith("raised")}
 
 
+@pytest.mark.slow
 def test_every_in_place_method_is_safe() -> None:
     outcome = run_child("in_place")
     assert_safe(outcome)

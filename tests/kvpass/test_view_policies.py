@@ -63,7 +63,7 @@ def test_irregular_chunks_and_a_warm_up() -> None:
     [
         pytest.param("window(3)", [6, 3, 3], marks=pytest.mark.slow),  # a prefill, after which chunks are shorter
         pytest.param("window(4)", [3, 1, 1, 1], marks=pytest.mark.slow),
-        ("window(3) & native()", [3] * 4),
+        pytest.param("window(3) & native()", [3] * 4, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_cache_can_serve_is_not_refused(rule: str, chunks: list[int]) -> None:

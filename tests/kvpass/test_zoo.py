@@ -71,7 +71,11 @@ def test_protocols(protocol, core):
 
 @pytest.mark.parametrize(
     ("protocol", "sink", "window", "dynamic"),
-    [("append", 1, 5, None), ("append", 1, 5, True), ("append_short_window", 0, 4, None)],
+    [
+        ("append", 1, 5, None),
+        pytest.param("append", 1, 5, True, marks=pytest.mark.slow),
+        ("append_short_window", 0, 4, None),
+    ],
 )
 def test_filling_first_roll_and_rolling(protocol, sink, window, dynamic):
     """The same site in every graph; its expressions give the rows of every pass."""
@@ -140,6 +144,7 @@ def test_what_keeps_values_is_looked_through(same):
     found_around(same, "append", 1, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "dynamic"), [("append", None), ("append", True), ("cat_window", None)])
 def test_all_of_it_at_once(protocol, dynamic):
     found_around(everything, protocol, 2, dynamic)

@@ -195,7 +195,7 @@ def test_similarities_of_half_precision_keys_are_computed_in_float32():
 # --- against brute force ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     rules(stores=True, most=3, parts=False).filter(lambda rule: rule.stateful),
     st.lists(st.integers(0, 3), min_size=40, max_size=40),

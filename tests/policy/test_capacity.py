@@ -21,7 +21,7 @@ def bound_policy(rule, warmup=None, horizon=None):
     return policy.bind(layers=1, heads=1, native=NATIVE)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(policies(stores=True), schedules(chunks=20), decisions())
 def test_is_never_exceeded(policy, schedule, decide):
     bound = policy.bind(layers=3, heads=4, native=NATIVE)

@@ -26,7 +26,7 @@ def fields(policy):
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(policy=policies(stores=True, names=any_names))
 def test_round_trip(form, policy):
     text = policy.dumps(form)
@@ -36,7 +36,7 @@ def test_round_trip(form, policy):
     assert again.dumps(form) == text
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(policies(names=any_names))
 def test_yaml_and_json_say_the_same(policy):
     assert yaml.safe_load(policy.dumps("yaml")) == json.loads(policy.dumps("json"))
@@ -51,7 +51,7 @@ def valid(text):
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(policies(stores=True, names=any_names))
 def test_what_is_written_is_valid_by_the_schema(policy):
     assert valid(policy.dumps())["headforce"] == 1

@@ -97,6 +97,7 @@ def check(record, seen, layers, tokens, share, seed, by_query, tolerance):
             torch.testing.assert_close(passed.statistics[layer].double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by_query", "share"), [(False, 0.25), (True, 1.0)])
 def test_statistics_are_those_of_attention_written_down_whole(model, compiled, monkeypatch, by_query, share):
     seen = Seen(monkeypatch, model.config.tokens_per_frame)
