@@ -33,8 +33,8 @@ test: .venv/ready lint plugins
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 	$(BIN)/python -m headforce.testing.fault_matrix
 
-# What takes more than five seconds and has a quicker relative in `make test`: the other schedules, dtypes, inner
-# compilers and architectures, random graphs, second processes. CI runs both.
+# What takes long: the other schedules, dtypes and inner compilers of what `make test` covers, random graphs, second
+# processes, and most kernels compiled ahead of time, that for Hopper among them. CI runs both.
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 

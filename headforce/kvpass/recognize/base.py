@@ -47,6 +47,10 @@ class Refused(Exception):
         self.code, self.found, self.needed, self.about = code, found, needed, about
 
 
+CACHE_LAYOUTS = (("batch", "seq", "head", "dim"), ("batch", "head", "seq", "dim"))
+"""What the dims of a cache may be."""
+
+
 @dataclass(frozen=True)
 class Excluded:
     """No policy is about this call. `code` is in the catalogue; `reason` says how it was seen."""

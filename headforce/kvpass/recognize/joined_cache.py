@@ -28,9 +28,7 @@ from ..normal_form import Cursor
 from ..ops import sequence_argument
 from ..site import Rows
 from .append_cache import is_written
-from .base import AttentionCall, CacheMatch, Refused, recognizer
-
-LAYOUTS = (("batch", "seq", "head", "dim"), ("batch", "head", "seq", "dim"))
+from .base import CACHE_LAYOUTS, AttentionCall, CacheMatch, Refused, recognizer
 
 
 @recognizer("cache", order=15)
@@ -90,7 +88,7 @@ def _first(view: GraphView, operand: Cursor, seen: Reading) -> _First | None:
             or not is_written(view, node)
         ):
             continue
-        for layout in LAYOUTS:
+        for layout in CACHE_LAYOUTS:
             used = uses(view, node, layout)
             if len(used.writes) != 1 or used.unknown or not set(used.consumers) <= passed:
                 continue

@@ -23,9 +23,8 @@ from ..history import landing, same_value
 from ..normal_form import Cursor, settle
 from ..ops import op_name, sequence_argument
 from ..site import PREFILL, CacheForm, ReadRule
-from .base import AttentionCall, CacheMatch, Refused, recognizer
+from .base import CACHE_LAYOUTS, AttentionCall, CacheMatch, Refused, recognizer
 
-_LAYOUTS = (("batch", "seq", "head", "dim"), ("batch", "head", "seq", "dim"))
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 
 
@@ -89,7 +88,7 @@ def _kept(view: GraphView, operand: Cursor) -> tuple[Node, Write] | None:
     for cache in view.placeholders:
         if len(view.shape(cache) or ()) != 4:
             continue
-        for layout in _LAYOUTS:
+        for layout in CACHE_LAYOUTS:
             used = uses(view, cache, layout)
             if len(used.writes) == 1 and same_value(view, operand, used.writes[0].value):
                 return None if used.unknown or used.consumers else (cache, used.writes[0])
