@@ -228,14 +228,14 @@ def _rotations(
         places=q.places,
         query_factors=q.factors,
         key_factors=k.factors if rotated is None else (),
-        angles=q.angles,
+        holds=q.holds,
     )
     return form, notes
 
 
 def _turn_alike(view: GraphView, q: Rotation, k: Rotation) -> bool:
     """Whether query and key turn by the same tables, which the graph may make once for each."""
-    one, other = ((r.kind, r.pairs, r.temporal, r.temporal_columns, r.tokens_per_frame, r.angles) for r in (q, k))
+    one, other = ((r.kind, r.pairs, r.temporal, r.temporal_columns, r.tokens_per_frame, r.holds) for r in (q, k))
     places = [[(place.axis, place.pairs, place.columns) for place in r.places] for r in (q, k)]
     tables = [[r.tables, [place.tables for place in r.places]] for r in (q, k)]
     return one == other and places[0] == places[1] and made_alike(view, *tables)

@@ -55,7 +55,7 @@ def rotation_of(view: GraphView, kind: str, raw: Cursor, cos: object, sin: objec
         temporal=(first, first + int(time.count)),
         temporal_columns=(int(time.column[0]), int(time.column[0] + time.column[1])),
         tables=_tables([time], [s for s in sin if s.key() == time.key()]),
-        angles=_of_angles(time),
+        holds=_held(time),
     )
 
 
@@ -65,7 +65,7 @@ def _places(cos: Sequence[Leaf], sin: Sequence[Leaf], time: Leaf, stride: int) -
     for leaf, other in zip(cos, sin, strict=True):
         if leaf is time:
             continue
-        if leaf.row is None or leaf.start != 0 or _of_angles(leaf) != _of_angles(time):
+        if leaf.row is None or leaf.start != 0 or _held(leaf) != _held(time):
             return ()
         first, column = int(leaf.first) // stride, int(leaf.column[0])
         found.append(
@@ -79,9 +79,11 @@ def _places(cos: Sequence[Leaf], sin: Sequence[Leaf], time: Leaf, stride: int) -
     return tuple(found)
 
 
-def _of_angles(leaf: Leaf) -> bool:
-    """Whether the table holds angles, of which the graph makes what turns."""
-    return not {"cos", "sin", "polar"}.isdisjoint(leaf.path)
+def _held(leaf: Leaf) -> str:
+    """What the table holds, see `RopeForm`."""
+    if "rates" in leaf.path:
+        return "rates"
+    return "turns" if {"cos", "sin", "polar"}.isdisjoint(leaf.path) else "angles"
 
 
 def _time(view: GraphView, parts: Sequence[Leaf], total: sympy.Expr) -> Leaf | None:

@@ -37,7 +37,7 @@ def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:
     rope = site.rope
     assert rope is not None
     first, last = rope.temporal or (0, 0)
-    angle = _angles(rope, tables, rope.temporal_columns or (0, 0), last - first)
+    angle = _angles(rope, tables, rope.temporal_columns or (0, 0), last - first, 2)
     rates = angle[1]
     frames = torch.arange(min(len(angle), 64), dtype=torch.float64, device=angle.device)
     # Angles wrap around; the cosine of the difference does not.
@@ -63,19 +63,23 @@ def place_angles(site: Site, tables: Mapping[PlaceTable, Sequence[Tensor]], grid
     angles = torch.zeros(height, width, rope.pairs, dtype=torch.float64)
     for place, values in tables.items():
         first, last = place.pairs
-        angle = _angles(rope, values, place.columns, last - first).cpu()
+        angle = _angles(rope, values, place.columns, last - first, max(grid)).cpu()
         angles[..., first:last] = angle[:height, None] if place.axis == "height" else angle[:width]
     return angles.flatten(0, 1)
 
 
-def _angles(rope: RopeForm, tables: Sequence[Tensor], columns: tuple[int, int], pairs: int) -> Tensor:
-    """The angles of some pairs, float64 [positions, pairs], whole turns left out or not."""
+def _angles(rope: RopeForm, tables: Sequence[Tensor], columns: tuple[int, int], pairs: int, least: int) -> Tensor:
+    """The angles of some pairs, float64 [positions, pairs], whole turns left out or not. Positions are those of the
+    table, or from rates the `least` first."""
     first, last = columns
 
     def of(table: Tensor) -> Tensor:
         return table.reshape(len(table), -1)[:, first:last]
 
-    if rope.angles:
+    if rope.holds == "rates":
+        rates = tables[0].flatten()[first:last].to(torch.float64)
+        angle = torch.arange(least, dtype=torch.float64, device=rates.device)[:, None] * rates
+    elif rope.holds == "angles":
         angle = of(tables[0]).to(torch.float64)
     elif len(tables) == 2:
         cos, sin = (of(table).to(torch.float64) for table in tables)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import sympy
+import torch
 from torch.fx import Node
 
 from .axes import ONE, Atom, Axes, Dim
@@ -43,7 +44,8 @@ class Leaf:
         row: the piece of the operand's rows that selects the table's row, or None if all have the same.
         start: the row for that piece's position 0; None if the table's rows are not sliced in the graph.
         column: first column of `root`, and columns taken.
-        path: the functions between root and factor, such as ("cos",).
+        path: the functions between root and factor, such as ("cos",). "rates": the root holds the rates of the pairs,
+            and the graph multiplies them with positions.
     """
 
     root: Node
@@ -113,13 +115,13 @@ def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
         elif name == "polar":
             angle = argument(cursor.node, 1, "angle")
             state = replace(state, cursor=cursor.to(angle, cursor.axes, view), path=(*state.path, "polar"))
+        elif (indexed := _indexed(view, state)) is not None:
+            state = indexed
+        elif (product := _product(view, state)) is not None:
+            table, rates = product
+            return (_rates(view, rates) if rates is not None else None) or _leaf(view, table)
         else:
-            found = _indexed(view, state) or _angles(view, state)
-            if found is None:
-                return _leaf(view, state)
-            if found.cursor.node is cursor.node:
-                return _leaf(view, found)
-            state = found
+            return _leaf(view, state)
 
 
 def _row_slice(view: GraphView, state: _State) -> _State | None:
@@ -185,7 +187,7 @@ def _indexed(view: GraphView, state: _State) -> _State | None:
     else:
         return None
     shape, axes = view.shape(index), state.cursor.axes
-    if shape is None or len(shape) != 1 or view.shape(source) is None or state.row is not None:
+    if shape is None or len(shape) != 1 or view.shape(source) is None or (state.row, state.start) != (None, None):
         return None
     found = position(view, Cursor(index, axes[:1]))
     if found is None:
@@ -194,11 +196,12 @@ def _indexed(view: GraphView, state: _State) -> _State | None:
     return replace(state, cursor=state.cursor.to(source, (table, *axes[1:]), view), row=row, start=start)
 
 
-def _angles(view: GraphView, state: _State) -> _State | None:
-    """`outer(positions, inv_freq)` or `positions[:, None] * inv_freq`: a table that is computed in the graph."""
+def _product(view: GraphView, state: _State) -> tuple[_State, _State | None] | None:
+    """`outer(positions, inv_freq)` or `positions[:, None] * inv_freq`, a table that is computed in the graph: read as
+    that table, and as the rates if the angles are their multiples."""
     node, axes, name = state.cursor.node, state.cursor.axes, op_name(state.cursor.node)
     product = name == "einsum" and str(node.args[0]).replace(" ", "") == "i,j->ij"
-    if not (name in ("outer", "mul") or product) or state.row is not None:
+    if not (name in ("outer", "mul") or product) or (state.row, state.start) != (None, None):
         return None
     given = (
         node.args[1:] if product else (argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("vec2")))
@@ -212,14 +215,34 @@ def _angles(view: GraphView, state: _State) -> _State | None:
             return None
         own = broadcast(axes, shape) if name == "mul" else axes[i : i + 1]
         found = position(view, Cursor(operand, own))
-        if found is not None and found[1].label == "seq":
-            return replace(state, row=found[1], start=found[0])
+        if found is not None and (found[1] is None or found[1].label == "seq"):
+            table, rates = replace(state, row=found[1], start=found[0]), operands[1 - i]
+            shape = view.shape(rates)
+            if shape is None:
+                return None
+            # Angles in half precision are no multiples of the rates.
+            exact = view.dtype(node) in (torch.float32, torch.float64)
+            of_rates = broadcast(axes, shape) if name == "mul" else axes[1 - i : 2 - i]
+            cursor = state.cursor.to(rates, of_rates, view)
+            return table, replace(table, cursor=cursor, path=(*state.path, "rates")) if exact else None
     return None
 
 
-def position(view: GraphView, cursor: Cursor) -> tuple[sympy.Expr, Atom] | None:
+def _rates(view: GraphView, state: _State) -> list[Leaf] | None:
+    """The parts behind rates, where each is a vector that calls show: a graph input, with a column for each pair."""
+    if any(atom.label == "seq" for dim in state.cursor.axes for atom in dim):
+        return None
+    found = _follow(view, state) or ()
+    for leaf in found:
+        sizes = [size for size in view.shape(leaf.root) or () if size != ONE]
+        if leaf.root.op != "placeholder" or len(sizes) != 1 or not view.facts.equal(leaf.column[1], leaf.count):
+            return None
+    return list(found) or None
+
+
+def position(view: GraphView, cursor: Cursor) -> tuple[sympy.Expr, Atom | None] | None:
     """The first value of `arange(s, e)`, `arange(n) + s` or `s + arange(n)`, through views, casts and repeats, and the
-    piece of the rows that counts on from there; None for another tensor."""
+    piece of the rows that counts on from there, if it is not one position for all; None for another tensor."""
     offset = sympy.S.Zero
     while True:
         node, name = cursor.node, op_name(cursor.node)
@@ -236,7 +259,9 @@ def position(view: GraphView, cursor: Cursor) -> tuple[sympy.Expr, Atom] | None:
         elif name == "arange":
             start = _begin(view, node)
             atoms = [a for dim in cursor.axes for a in dim]
-            return None if start is None or len(atoms) != 1 else (sympy.expand(offset + start), atoms[0])
+            if start is None or len(atoms) > 1:
+                return None
+            return sympy.expand(offset + start), atoms[0] if atoms else None
         else:
             return None
 

@@ -191,11 +191,12 @@ class RopeForm:
         temporal: [first, last) pairs that turn with the frame, or None.
         temporal_columns: [first, last) columns of the table that turn them, or None.
         tables: the graph inputs (or nodes) that are the table: one complex, one with cos and sin in its last dim, or
-            cos and sin; or one of angles, where `angles` says so.
+            cos and sin. Or one of which the graph makes these, see `holds`.
         places: how the other pairs turn, for both axes of the frame; empty where the table does not show it.
         compute_dtype: dtype of the rotation itself.
         query_factors, key_factors: a complex factor, or cosine and sine, as the graph has them; empty where they lie in
             another way, so that only the graph itself can rotate.
+        holds: what tables hold: "turns", "angles", or "rates", the radians of each pair from one position to the next.
     """
 
     kind: str
@@ -214,7 +215,7 @@ class RopeForm:
     places: tuple[PlaceTable, ...] = ()
     query_factors: tuple[Factor, ...] = ()
     key_factors: tuple[Factor, ...] = ()
-    angles: bool = False
+    holds: str = "turns"
 
     @property
     def all_tables(self) -> tuple[Node, ...]:

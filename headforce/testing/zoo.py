@@ -24,13 +24,19 @@ CAPACITY_FRAMES, SINK_FRAMES, CHUNK_FRAMES = 6, 1, 2
 Cache = dict[str, Any]
 
 
+def rates() -> tuple[Tensor, ...]:
+    """Radians that the frame, row and column pairs turn in one position, float64 [pairs] each."""
+    return tuple(50.0 ** -(torch.arange(n, dtype=torch.float64) / n) for n in PAIRS)
+
+
 def angles(positions: int = 64) -> tuple[Tensor, ...]:
     """Angles of the frame, row and column pairs, float64 [positions, pairs] each."""
     where = torch.arange(positions, dtype=torch.float64)
-    return tuple(torch.outer(where, 50.0 ** -(torch.arange(n, dtype=torch.float64) / n)) for n in PAIRS)
+    return tuple(torch.outer(where, of_axis) for of_axis in rates())
 
 
-# RoPE: rope(x, table, start_frame) with table [positions, pairs] complex, or (cos, sin) of that shape.
+# RoPE: rope(x, table, start_frame) with table [positions, pairs] complex, or (cos, sin) of that shape; or [pairs], the
+# rates of all of them.
 
 
 def _spread(parts: tuple[Tensor, ...], start: int, frames: int, last: int = -1) -> Tensor:
@@ -107,6 +113,21 @@ def rope_half_lanes(x: Tensor, table: tuple[Tensor, Tensor], start: int) -> Tens
     return torch.cat([cos * x1 - sin * x2, sin * x1 + cos * x2], dim=-1).type_as(x)
 
 
+def rope_rates(x: Tensor, table: Tensor, start: int) -> Tensor:
+    """Split halves, turned by angles that the pass computes from the rates of the pairs (Cosmos, MAGI)."""
+    f, (h, w) = x.shape[1] // TOKENS, GRID
+    time, row, column = table.split(list(PAIRS))
+    spread = [
+        torch.outer(torch.arange(start, start + f), time).view(f, 1, 1, -1).expand(f, h, w, -1),
+        torch.outer(torch.arange(h), row).view(1, h, 1, -1).expand(f, h, w, -1),
+        (torch.arange(w)[:, None] * column).view(1, 1, w, -1).expand(f, h, w, -1),
+    ]
+    angle = torch.cat(spread, dim=-1).reshape(f * h * w, 1, -1)
+    cos, sin = (torch.cat([t, t], dim=-1) for t in (angle.cos(), angle.sin()))
+    x1, x2 = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-x2, x1), dim=-1) * sin).type_as(x)
+
+
 def rope_none(x: Tensor, table: Any, start: int) -> Tensor:
     """No rotation."""
     return x
@@ -120,6 +141,7 @@ ROPES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
     "turned": (rope_turned, "interleaved"),
     "half": (rope_half, "split_half"),
     "half_lanes": (rope_half_lanes, "split_half"),
+    "rates": (rope_rates, "split_half"),
     "none": (rope_none, None),
 }
 
@@ -385,7 +407,9 @@ class SelfAttention(nn.Module):
         self.concatenates = isinstance(protocol, str) and PROTOCOLS[protocol][1] == "cat"
         dim, kv_dim = HEADS * HEAD_DIM, self.kv_heads * HEAD_DIM
         self.q, self.k, self.v, self.o = (nn.Linear(dim, n, dtype=dtype) for n in (dim, kv_dim, kv_dim, dim))
+        self.tables = ("rates",) if rope == "rates" else ("freqs",) if self.rope_kind == "complex" else ("cos", "sin")
         angle = torch.cat(angles(), dim=1)
+        self.register_buffer("rates", torch.cat(rates()).float())
         self.register_buffer("freqs", torch.polar(torch.ones_like(angle), angle))
         self.register_buffer("cos", angle.cos().float())
         self.register_buffer("sin", angle.sin().float())
@@ -406,7 +430,8 @@ class SelfAttention(nn.Module):
         q = self.q(x).view(b, s, HEADS, HEAD_DIM)
         k = self.k(x).view(b, s, self.kv_heads, HEAD_DIM)
         v = self.v(x).view(b, s, self.kv_heads, HEAD_DIM)
-        table = self.freqs if self.rope_kind == "complex" else (self.cos, self.sin)
+        tables = tuple(getattr(self, name) for name in self.tables)
+        table = tables if len(tables) > 1 else tables[0]
         if self.raw_cache:
             keys, values = self.protocol(k, v, cache, start)
             keys = self.rope(keys, table, 0)

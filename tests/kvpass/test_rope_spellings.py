@@ -83,6 +83,59 @@ def test_frames_are_counted_whatever_the_spelling(spelling: Spelling) -> None:
     assert relative(expected[-1], rollout_of(layer, layer, 4)[-1]) > 10 * TOLERANCE
 
 
+MOVES = Policy.loads("headforce: 0\nclasses: {a: 'sink(1)@collapse(4) | window(1)'}\ndefault: a")
+
+
+@pytest.mark.parametrize("computed", ["outer", "product", pytest.param("einsum", marks=pytest.mark.slow)])
+def test_rates_move_keys_as_the_table_does_that_is_made_of_them(computed: str) -> None:
+    rollouts = []
+    for spelling in (computed, "cut"):
+        layer = layer_of(SPELLINGS[spelling])
+        compiled = torch.compile(layer, backend="headforce", options=bare(MOVES, verify="full"))
+        rollouts.append(rollout_of(layer, compiled, 4))
+        torch._dynamo.reset()
+    assert all(relative(a, b) < TOLERANCE for a, b in zip(*rollouts, strict=True))
+    still = Policy.loads("headforce: 0\nclasses: {a: 'sink(1) | window(1)'}\ndefault: a")
+    unmoved = rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(still)), 4)
+    assert relative(unmoved[-1], rollouts[0][-1]) > 10 * TOLERANCE
+
+
+UNKNOWN_RATES: dict[str, Spelling] = {
+    "in half precision": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f).bfloat16(), rates.bfloat16()),
+    "changed in the pass": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f), rates * 0.5),
+}
+
+
+@pytest.mark.parametrize("spelling", UNKNOWN_RATES.values(), ids=UNKNOWN_RATES)
+def test_rates_that_no_input_shows_move_no_keys(spelling: Spelling) -> None:
+    """The first are rounded behind the product; the second nobody hands in. A policy that moves nothing works."""
+
+    def repeated(*given: object) -> Tensor:
+        return spelling(*given).repeat_interleave(T, 0).float()
+
+    layer = layer_of(repeated)
+    rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(NATIVE, verify="plan")), 2)
+    torch._dynamo.reset()
+    with pytest.raises(HeadforceError, match=r"HF-ROPE.* a table or rates that are an input of the graph"):
+        rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(MOVES)), 4)
+
+
+@pytest.mark.parametrize("spelling", ["cut", "outer", "product", "looked up"])
+def test_chunks_of_one_frame_are_counted(spelling: str) -> None:
+    """All rows have one position then, and no axis of the table is the time."""
+    layer = layer_of(SPELLINGS[spelling])
+    expected, found = [], []
+    for side, out in ((layer, expected), (torch.compile(layer, backend="headforce", options=bare(MOVES)), found)):
+        torch.manual_seed(5)
+        cache = layer.new_cache()
+        with torch.no_grad():
+            for frame in range(4):
+                x = torch.randn(1, T, zoo.HEADS * zoo.HEAD_DIM, generator=torch.Generator().manual_seed(frame))
+                out.append(side(x, cache, frame * T))
+    assert relative(found[1], expected[1]) < TOLERANCE  # two frames: the sink where it is, and the newest
+    assert relative(found[3], expected[3]) > 10 * TOLERANCE
+
+
 @pytest.mark.parametrize("spelling", OTHERS.values(), ids=OTHERS)
 def test_positions_that_are_no_frames_are_refused(spelling: Spelling) -> None:
     layer = layer_of(spelling)
@@ -134,7 +187,6 @@ TURNS = {
 )
 def test_a_table_of_angles_moves_keys_as_one_of_what_turns_does(of_angles: str, as_they_turn: str) -> None:
     """Under a policy that moves frames, for which the rates are read from the table."""
-    policy = Policy.loads("headforce: 0\nclasses: {a: 'sink(1)@collapse(4) | window(1)'}\ndefault: a")
     rollouts = []
     for name in (of_angles, as_they_turn):
         layer = layer_of(SPELLINGS["cut"])
@@ -148,7 +200,7 @@ def test_a_table_of_angles_moves_keys_as_one_of_what_turns_does(of_angles: str, 
             return turn(x, rows, layer)
 
         layer.rope = rope
-        compiled = torch.compile(layer, backend="headforce", options=bare(policy, verify="full"))
+        compiled = torch.compile(layer, backend="headforce", options=bare(MOVES, verify="full"))
         rollouts.append(rollout_of(layer, compiled, 4))
         torch._dynamo.reset()
     assert all(relative(a, b) < TOLERANCE for a, b in zip(*rollouts, strict=True))

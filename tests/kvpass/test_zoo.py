@@ -36,7 +36,8 @@ def test_rope_forms(rope, batch):
         form = site.rope
         assert (form.kind, form.pairs, form.temporal) == (zoo.ROPES[rope][1], 6, (0, 2))
         assert form.grid == zoo.GRID
-        assert len(form.tables) == (1 if form.kind == "complex" else 2)
+        assert len(form.tables) == (1 if form.kind == "complex" or rope == "rates" else 2)
+        assert form.holds == ("rates" if rope == "rates" else "turns")
         assert site.cache.keys_rotated == "before"
     if rope != "none":
         starts = [call["start"] for call in recorder.calls]

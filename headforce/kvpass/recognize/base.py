@@ -127,7 +127,7 @@ class Rotation:
     compute_dtype: torch.dtype
     places: tuple[PlaceTable, ...] = ()
     factors: tuple[Factor, ...] = field(default=(), compare=False)
-    angles: bool = False
+    holds: str = "turns"
 
 
 def recognizer(kind: str, *, order: int = 50) -> Callable[[_Function], _Function]:
