@@ -1,4 +1,4 @@
-"""How long the first chunk of a variant takes, with everything that is compiled for it, in a process of its own.
+"""How long something takes with everything that is compiled for it, in a process of its own.
 
 It runs twice, with the same empty folder for the caches of Inductor and Triton: cold, and as a second process finds it.
 """
@@ -18,15 +18,15 @@ MARK = "first chunk: "
 """What a line of a child begins with that says what came of it."""
 
 
-def twice(arguments: Sequence[str], variant: str) -> list[dict[str, Any]]:
-    """What `rollout.py --first-chunk VARIANT` says in a first and in a second process."""
+def twice(script: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """What a script of this folder says in a first and in a second process."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,
             "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor"),
             "TRITON_CACHE_DIR": str(Path(folder) / "triton"),
         }
-        return [_once([*arguments, "--first-chunk", variant], environment) for _ in range(2)]
+        return [_once(script, arguments, environment) for _ in range(2)]
 
 
 def say(result: dict[str, Any]) -> None:
@@ -34,11 +34,9 @@ def say(result: dict[str, Any]) -> None:
     print(MARK + json.dumps(result), flush=True)
 
 
-def _once(arguments: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
-    script = Path(__file__).with_name("rollout.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+def _once(script: str, arguments: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     said = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if not said:
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1]

@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace, resolution: Resolution, report: dict[
     config = config_of(resolution, arguments.layers)
     variants = chosen(arguments)
     firsts = {
-        v.name: first_chunk.twice([*arguments.child, "--size", resolution.name], v.name)
+        v.name: first_chunk.twice("rollout.py", [*arguments.child, "--size", resolution.name, "--first-chunk", v.name])
         for v in variants
         if any(text in v.name for text in arguments.cold)
     }

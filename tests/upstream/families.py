@@ -15,11 +15,11 @@ from .checkout import Checkout
 from .krea import krea
 from .longlive_2 import longlive_2
 from .run import (
-    LAYERS,
-    TOKENS,
+    SMALL,
     WAN_STAND_INS,
     Family,
     Run,
+    Scale,
     TextEncoder,
     Vae,
     arguments_of,
@@ -32,29 +32,30 @@ from .run import (
 )
 
 
-def self_forcing(path: Path, window: int = 6, sink: int = 1, layers: int = LAYERS, **wrapped: Any) -> Run:
+def self_forcing(path: Path, window: int = 6, sink: int = 1, scale: Scale = SMALL, **wrapped: Any) -> Run:
     """`CausalInferencePipeline`, whose caches stay and are reset for the next video."""
-    checkout = wan(path, "demo_utils.memory", "demo_utils")
+    checkout = wan(path, "demo_utils.memory", "demo_utils", device=scale.device)
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
-    model_class.from_pretrained = small(model_class, num_layers=layers)
+    model_class.from_pretrained = small(model_class, scale)
     wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
-    arguments = arguments_of(model_kwargs={"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0})
+    settings = {"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0}
+    arguments = arguments_of(scale, model_kwargs=settings)
     module = checkout.load("pipeline.causal_inference")
     pipeline = module.CausalInferencePipeline(
         arguments,
-        torch.device("cpu"),
-        wrapper(**arguments.model_kwargs, **wrapped, is_causal=True),
+        torch.device(scale.device),
+        wrapper(**settings, **wrapped, is_causal=True),
         TextEncoder(),
         Vae(),
     )
     for block in pipeline.generator.model.blocks:
-        block.self_attn.max_attention_size = window * TOKENS  # upstream counts 1560 tokens a frame whatever the grid
-    return run_of(pipeline, arguments)
+        block.self_attn.max_attention_size = window * scale.tokens  # upstream counts 1560 whatever the grid
+    return run_of(pipeline, arguments, scale)
 
 
-def reward_forcing(path: Path, layers: int = LAYERS) -> Run:
+def reward_forcing(path: Path, scale: Scale = SMALL) -> Run:
     """The same pipeline; a block that is evicted is averaged into the sink, which is as long."""
-    return self_forcing(path, window=9, sink=3, layers=layers, checkpoint_path="")
+    return self_forcing(path, window=9, sink=3, scale=scale, checkpoint_path="")
 
 
 def rolling_forcing(path: Path) -> Run:
@@ -73,9 +74,9 @@ def rolling_forcing(path: Path) -> Run:
     return replace(run, caches=lambda: pipeline.kv_cache_clean)
 
 
-def longlive(path: Path, window: int = 9, sink: int = 3, layers: int = LAYERS) -> Run:
+def longlive(path: Path, window: int = 9, sink: int = 3, scale: Scale = SMALL) -> Run:
     """`CausalInferencePipeline` of version 1, whose caches are made anew for every video."""
-    return run_of(*_longlive(path, "causal_inference", "CausalInferencePipeline", window, sink, layers))
+    return run_of(*_longlive(path, "causal_inference", "CausalInferencePipeline", window, sink, scale), scale)
 
 
 def longlive_interactive(path: Path, window: int = 9, sink: int = 3, *, global_sink: bool = True) -> Run:
@@ -105,17 +106,17 @@ def longlive_interactive(path: Path, window: int = 9, sink: int = 3, *, global_s
 
 
 def _longlive(
-    path: Path, module: str, kind: str, window: int, sink: int, layers: int = LAYERS, **own: Any
+    path: Path, module: str, kind: str, window: int, sink: int, scale: Scale = SMALL, **own: Any
 ) -> tuple[Any, SimpleNamespace]:
-    checkout = wan(path, "utils.memory")
+    checkout = wan(path, "utils.memory", device=scale.device)
     model_class = checkout.load("wan.modules.causal_model").CausalWanModel
-    model_class.from_pretrained = small(model_class, num_layers=layers)
+    model_class.from_pretrained = small(model_class, scale)
     wrapper = checkout.load("utils.wan_wrapper").WanDiffusionWrapper
     settings = {"local_attn_size": window, "sink_size": sink, "timestep_shift": 5.0}
-    arguments = arguments_of(model_kwargs=SimpleNamespace(**settings), **own)
+    arguments = arguments_of(scale, model_kwargs=SimpleNamespace(**settings), **own)
     pipeline = getattr(checkout.load(f"pipeline.{module}"), kind)(
         arguments,
-        torch.device("cpu"),
+        torch.device(scale.device),
         generator=wrapper(**settings, is_causal=True),
         text_encoder=TextEncoder(),
         vae=Vae(),

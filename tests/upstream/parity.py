@@ -27,7 +27,7 @@ from headforce.policy import Policy
 from headforce.presets import Labels, self_forcing
 from headforce.testing import peak
 
-from .forks import FORKS, Fork, unmodified
+from .forks import FORKS, PARITY, Fork, unmodified
 from .run import Run
 
 SEED, BLOCK = 1, 3
@@ -61,7 +61,7 @@ class Parity:
 
 def record(fork: Fork, path: Path, base: Path, to: Path) -> None:
     """The fork's part: its weights, its video and the classes of its heads, written to `to`."""
-    run = fork.make(path, base)
+    run = fork.make(path, base, PARITY)
     peak(run.model)  # as a trained model's attention is, so that a frame which is missing shows
     video, caches = run.video(SEED, fork.chunks), run.caches()
     grouped = isinstance(caches[0], dict) and set(GROUPS) <= caches[0].keys()
@@ -82,7 +82,7 @@ def compare(fork: Fork, commit: str, recorded: dict[str, Any], base: Path) -> Pa
     """Unmodified Self-Forcing with the recorded weights, under the preset and under a plain window."""
     without, session = _under(self_forcing(), fork, recorded, base)
     session.restore()
-    ours, session = _under(fork.policy(), fork, recorded, base)
+    ours, session = _under(fork.policy(PARITY), fork, recorded, base)
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     labels = session.labels
     return Parity(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,29 +25,30 @@ from torch.nn.functional import scaled_dot_product_attention
 from headforce.presets import Labels
 
 from .families import self_forcing
-from .run import HEAD_DIM, HEADS, TOKENS, Run, written
+from .run import HEAD_DIM, HEADS, Run, Scale, written
 
 PUBLISHED = {"cyclic_bucket_cap": 4, "merge_capacity": 4}
 """Sizes in `configs/pyramid-forcing.yaml` of the original, where the fork's file has others."""
 PUBLISHED_BY_LABEL = {"headkv_label_phase_bucket_map": {"-1": 4}, "headkv_label_merge_capacity_map": {"2": 4}}
 
 
-def pyramid(path: Path, base: Path, labels: Labels) -> Run:
+def pyramid(path: Path, base: Path, labels: Labels, scale: Scale) -> Run:
     """Self-Forcing's pipeline with caches of the package in the checkout `path`, one for each layer."""
-    run = self_forcing(base, window=21, sink=0, layers=len(labels.layers))
+    run = self_forcing(base, window=21, sink=0, scale=scale)
     sys.path.append(str(path))
     for package in ("pipeline", "wan.modules"):
         sys.modules[package].__path__.append(str(path / package.replace(".", "/")))
     import pipeline.rolling_forcing_inference as fork  # type: ignore[import-not-found]
     import wan.modules.causal_model as causal  # type: ignore[import-not-found]
 
-    sizes = SimpleNamespace(num_layers=len(labels.layers), num_heads=HEADS, dim=HEADS * HEAD_DIM)
+    sizes = SimpleNamespace(num_layers=scale.layers, num_heads=HEADS, dim=HEADS * HEAD_DIM)
+    given = _arguments(path, labels, scale.tokens)
     settings = SimpleNamespace(
         use_headkv=True,
-        headkv_config=fork.HeadKVPipelineConfig.from_args(_arguments(path, labels), frame_seq_length=TOKENS),
+        headkv_config=fork.HeadKVPipelineConfig.from_args(given, frame_seq_length=scale.tokens),
         generator=SimpleNamespace(model=sizes),
         local_attn_size=-1,
-        frame_seq_length=TOKENS,
+        frame_seq_length=scale.tokens,
     )
 
     def initialize(batch_size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -54,17 +56,22 @@ def pyramid(path: Path, base: Path, labels: Labels) -> Run:
         run.pipeline.kv_cache1 = settings.kv_cache_clean
 
     run.pipeline._initialize_kv_cache = initialize
-    attention = _HeadAttention(causal.causal_rope_apply)
+    attention = _HeadAttention(causal.causal_rope_apply, scale.tokens)
     causal.CausalWanSelfAttention.forward = lambda *args: attention(*args)
     run.model.register_forward_pre_hook(attention.begin, with_kwargs=True)
-    return run
+
+    def video(seed: int, chunks: int) -> Tensor:
+        run.pipeline.kv_cache1 = None  # Self-Forcing would empty the dicts that it knows
+        return run.video(seed, chunks)
+
+    return replace(run, video=video)
 
 
 class _HeadAttention:
     """In place of the forward of self-attention: as the model of Pyramid Forcing calls its cache."""
 
-    def __init__(self, rope: Any) -> None:
-        self.rope, self.clean = rope, False
+    def __init__(self, rope: Any, tokens: int) -> None:
+        self.rope, self.tokens, self.clean = rope, tokens, False
 
     def begin(self, _: Any, args: Any, given: dict[str, Tensor]) -> None:
         """Before every pass."""
@@ -85,11 +92,11 @@ class _HeadAttention:
         q, k, v = (
             t.unflatten(2, (HEADS, -1)) for t in (layer.norm_q(layer.q(x)), layer.norm_k(layer.k(x)), layer.v(x))
         )
-        turned, keys = (self.rope(t, grid_sizes, freqs, start_frame=start // TOKENS).type_as(v) for t in (q, k))
+        turned, keys = (self.rope(t, grid_sizes, freqs, start_frame=start // self.tokens).type_as(v) for t in (q, k))
         where = {"current_start": start, "grid_sizes": grid_sizes, "freqs": freqs}
         cache.update(k, v, **where, cache_update_mode="noisy")
         if start:
-            out = _of_heads(turned, cache, start, grid_sizes, freqs)
+            out = _of_heads(turned, self.tokens, cache, start, grid_sizes, freqs)
         else:
             out = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (turned, keys, v))).transpose(1, 2)
         if self.clean:
@@ -98,12 +105,12 @@ class _HeadAttention:
         return result
 
 
-def _of_heads(q: Tensor, cache: Any, start: int, grid_sizes: Tensor, freqs: Tensor) -> Tensor:
+def _of_heads(q: Tensor, tokens: int, cache: Any, start: int, grid_sizes: Tensor, freqs: Tensor) -> Tensor:
     """Attention of every query frame and head with what the cache gives it, [1, rows, heads, channels]."""
     frames = []
-    for at in range(0, q.shape[1], TOKENS):
+    for at in range(0, q.shape[1], tokens):
         k, v, ends, *_ = cache.get_decoupled_flat_kv_and_frames(start + at, grid_sizes, freqs)
-        rows = q[0, at : at + TOKENS]
+        rows = q[0, at : at + tokens]
         heads = [
             scaled_dot_product_attention(*(t[None, None] for t in (rows[:, h], k[a:b], v[a:b])))[0, 0]
             for h, (a, b) in enumerate(itertools.pairwise(ends.tolist()))
@@ -112,16 +119,16 @@ def _of_heads(q: Tensor, cache: Any, start: int, grid_sizes: Tensor, freqs: Tens
     return torch.cat(frames)[None]
 
 
-def _arguments(path: Path, labels: Labels) -> SimpleNamespace:
-    """The fork's configuration with the original's sizes, for the small grid and these labels."""
+def _arguments(path: Path, labels: Labels, tokens: int) -> SimpleNamespace:
+    """The fork's configuration with the original's sizes, for so many tokens in a frame and these labels."""
     table = written("labels.csv", labels.to_pyramid())
     given: dict[str, Any] = yaml.safe_load((path / "configs/rolling_forcing_headkv.yaml").read_text()) | PUBLISHED
     for name, sizes in PUBLISHED_BY_LABEL.items():
         given[name] = given[name] | sizes
     for name, value in given.items():
         if isinstance(value, int) and value and value % 1560 == 0:
-            given[name] = value // 1560 * TOKENS
-    given["headkv_code_map"] = {label: n // 1560 * TOKENS for label, n in given["headkv_code_map"].items()}
+            given[name] = value // 1560 * tokens
+    given["headkv_code_map"] = {label: n // 1560 * tokens for label, n in given["headkv_code_map"].items()}
     for name in ("headkv_config_path", "headkv_policy_csv_path"):
         given[name] = table
     return SimpleNamespace(**given)

@@ -20,11 +20,34 @@ from torch import Tensor, nn
 from .checkout import Checkout
 
 HEADS, HEAD_DIM = 12, 128
-LAYERS = 2
 CHANNELS = 16
 TEXT, TEXT_LEN = 64, 512
-GRID = (4, 6)
-TOKENS = GRID[0] * GRID[1]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a model and its video are, and what they run on.
+
+    Attributes:
+        grid: rows and columns of tokens in a frame. ffn: channels of the feed-forward. levels: timesteps of the noisy
+            passes.
+    """
+
+    layers: int = 2
+    grid: tuple[int, int] = (4, 6)
+    ffn: int = 256
+    levels: tuple[int, ...] = (1000, 500)
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def tokens(self) -> int:
+        """In a frame."""
+        return self.grid[0] * self.grid[1]
+
+
+SMALL = Scale()
+LAYERS, GRID, TOKENS = SMALL.layers, SMALL.grid, SMALL.tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,7 @@ class Family:
 
 
 class TextEncoder(nn.Module):
-    """Stands in for the text encoder: an embedding for each text, always the same, of the dtype it was converted to."""
+    """Stands in for the text encoder: an embedding for each text, always the same, in its dtype and on its device."""
 
     like: Tensor
 
@@ -80,7 +103,7 @@ class TextEncoder(nn.Module):
         for text in text_prompts:
             generator = torch.Generator().manual_seed(sum(map(ord, text)))
             rows.append(torch.randn(TEXT_LEN, TEXT, generator=generator).bfloat16())
-        return {"prompt_embeds": torch.stack(rows).to(self.like.dtype)}
+        return {"prompt_embeds": torch.stack(rows).to(self.like)}
 
 
 class Vae(nn.Module):
@@ -95,7 +118,7 @@ class Vae(nn.Module):
             """There is none."""
 
 
-def small(model_class: Any, **own: Any) -> Any:
+def small(model_class: Any, scale: Scale = SMALL, **own: Any) -> Any:
     """A function in place of `from_pretrained` that makes a small model with random weights.
 
     Upstream leaves the last layer zero, so that one is filled too.
@@ -103,7 +126,7 @@ def small(model_class: Any, **own: Any) -> Any:
 
     def from_pretrained(*_: Any, **given: Any) -> nn.Module:
         torch.manual_seed(0)
-        sizes = {"dim": HEADS * HEAD_DIM, "ffn_dim": 256, "num_heads": HEADS, "num_layers": LAYERS}
+        sizes = {"dim": HEADS * HEAD_DIM, "ffn_dim": scale.ffn, "num_heads": HEADS, "num_layers": scale.layers}
         sizes |= {"text_dim": TEXT, "text_len": TEXT_LEN, "freq_dim": 64, "in_dim": CHANNELS, "out_dim": CHANNELS}
         model = model_class(**{"model_type": "t2v", **sizes, **given, **own})
         torch.nn.init.normal_(model.head.head.weight, std=0.05)
@@ -124,16 +147,16 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
-def noise(seed: int, frames: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, frames, CHANNELS, 2 * GRID[0], 2 * GRID[1], generator=generator).bfloat16()
+def noise(seed: int, frames: int, scale: Scale = SMALL) -> Tensor:
+    generator, (rows, columns) = torch.Generator().manual_seed(seed), scale.grid
+    return torch.randn(1, frames, CHANNELS, 2 * rows, 2 * columns, generator=generator).bfloat16()
 
 
-def with_tokens(function: Any) -> None:
-    """Makes a function of a repository that counts 1560 tokens a frame, whatever the grid, count those of this grid."""
+def with_tokens(function: Any, scale: Scale = SMALL) -> None:
+    """Makes a function of a repository that counts 1560 tokens a frame, whatever the grid, count those of its grid."""
     code = function.__code__
     frames = [c // 1560 if isinstance(c, int) and c and c % 1560 == 0 else None for c in code.co_consts]
-    counted = tuple(c if n is None else n * TOKENS for c, n in zip(code.co_consts, frames, strict=True))
+    counted = tuple(c if n is None else n * scale.tokens for c, n in zip(code.co_consts, frames, strict=True))
     function.__code__ = code.replace(co_consts=counted)
 
 
@@ -147,27 +170,27 @@ WAN = ("wan", "wan.modules", "utils", "pipeline")
 WAN_STAND_INS: dict[str, dict[str, Any]] = {name: {} for name in ("tokenizers", "t5", "vae", "clip")}
 
 
-def wan(path: Path, memory: str, *packages: str, **more: dict[str, Any]) -> Checkout:
+def wan(path: Path, memory: str, *packages: str, device: str = "cpu", **more: dict[str, Any]) -> Checkout:
     stand_ins = {f"wan.modules.{name}": values for name, values in WAN_STAND_INS.items()}
-    stand_ins[memory] = {"gpu": torch.device("cpu"), "get_cuda_free_memory_gb": lambda device: 0.0}
+    stand_ins[memory] = {"gpu": torch.device(device), "get_cuda_free_memory_gb": lambda device: 0.0}
     checkout = Checkout(path, (*WAN, *packages), {**stand_ins, **more})
     without_flash_attention(checkout.load("wan.modules.model"), checkout.load("wan.modules.attention"))
     return checkout
 
 
-def arguments_of(**own: Any) -> SimpleNamespace:
-    steps = {"denoising_step_list": [1000, 500], "warp_denoising_step": False, "context_noise": 0}
+def arguments_of(scale: Scale = SMALL, **own: Any) -> SimpleNamespace:
+    steps = {"denoising_step_list": list(scale.levels), "warp_denoising_step": False, "context_noise": 0}
     return SimpleNamespace(**{**steps, "num_frame_per_block": 3, "independent_first_frame": False, **own})
 
 
-def run_of(pipeline: Any, arguments: SimpleNamespace) -> Run:
+def run_of(pipeline: Any, arguments: SimpleNamespace, scale: Scale = SMALL) -> Run:
     """The run of a pipeline of Self-Forcing's form. Latents have the dtype of the model."""
     model = pipeline.generator.model
-    pipeline.frame_seq_length, pipeline.num_transformer_blocks = TOKENS, len(model.blocks)
+    pipeline.frame_seq_length, pipeline.num_transformer_blocks = scale.tokens, len(model.blocks)
 
     def video(seed: int, chunks: int) -> Tensor:
         torch.manual_seed(seed)
-        latents = noise(seed, chunks * arguments.num_frame_per_block).to(model.head.head.weight.dtype)
+        latents = noise(seed, chunks * arguments.num_frame_per_block, scale).to(model.head.head.weight)
         with torch.no_grad():
             return pipeline.inference(latents, [f"text {seed}"], return_latents=True)[1]
 
