@@ -196,7 +196,7 @@ def test_variants_that_do_not_fit_together_run_one_after_the_other():
 
 def test_a_child_that_dies_is_a_failure(monkeypatch, tmp_path):
     monkeypatch.setattr(first_chunk.sys, "executable", "/bin/false")
-    first, second = first_chunk.twice(["--dry-run"], "a0")
+    first, second = first_chunk.twice("rollout.py", ["--dry-run", "--first-chunk", "a0"])
     assert first == second
     assert (first["state"], first["seconds"]) == ("failed", None)
     assert "exit status 1" in first["reason"]
