@@ -8,6 +8,8 @@ computes attention is part of the graph; what any head reads is in the tables.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +19,37 @@ from .measuring import measure
 from .targets import find_target
 from .watch import Launch, watcher
 
+_LIBRARY = torch.library.Library("headforce", "FRAGMENT")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-@torch.library.custom_op("headforce::write_pages", mutates_args=("k_pool", "v_pool"))
+
+def _operator(*, changes: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
+    """Declares a function as an operator `headforce::NAME` that changes these arguments and no others.
+
+    Not by `torch.library.custom_op`, whose layers for autograd take longer than all that an operator here does on the
+    host, in every layer of every pass. There is no gradient: a backend that is asked for one refuses (HF-GRAD).
+    """
+
+    def declare(function: _Function) -> _Function:
+        name = function.__name__
+        schema = torch.library.infer_schema(function, mutates_args=changes)
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return function
+
+    return declare
+
+
+def _looks_like(name: str) -> Callable[[_Function], _Function]:
+    """Declares what an operator returns, of tensors that hold nothing."""
+
+    def declare(function: _Function) -> _Function:
+        return torch.library.register_fake(f"headforce::{name}", function, lib=_LIBRARY)
+
+    return declare
+
+
+@_operator(changes=("k_pool", "v_pool"))
 def write_pages(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor) -> None:
     """Writes the chunk's keys and values, [B, S, H, D] each, into its pages. See `kernels.reference.write_pages`."""
     reference.write_pages(key, value, k_pool, v_pool, pages.flatten())
@@ -26,12 +57,12 @@ def write_pages(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, page
         by.wrote(key, value, k_pool, v_pool, pages)
 
 
-@write_pages.register_fake
+@_looks_like("write_pages")
 def _(key: Tensor, value: Tensor, k_pool: Tensor, v_pool: Tensor, pages: Tensor) -> None:
     return None
 
 
-@torch.library.custom_op("headforce::keep_queries", mutates_args=("kept",))
+@_operator(changes=("kept",))
 def keep_queries(query: Tensor, rows: Tensor, kept: Tensor) -> None:
     """Copies rows [R] of the query [B, S, H, D] to `kept` [B, R, H, D], or their mean to `kept` [B, 1, H, D].
 
@@ -42,23 +73,23 @@ def keep_queries(query: Tensor, rows: Tensor, kept: Tensor) -> None:
         kept.copy_(chosen if kept.shape[1] == rows.numel() else chosen.float().mean(dim=1, keepdim=True))
 
 
-@keep_queries.register_fake
+@_looks_like("keep_queries")
 def _(query: Tensor, rows: Tensor, kept: Tensor) -> None:
     return None
 
 
-@torch.library.custom_op("headforce::measure_attention", mutates_args=("statistics",))
+@_operator(changes=("statistics",))
 def measure_attention(query: Tensor, key: Tensor, rows: Tensor, statistics: Tensor, scale: float) -> None:
     """Writes what the query attends to, frame by frame, to `statistics`. See `measuring.measure`."""
     measure(query, key, rows, statistics, scale)
 
 
-@measure_attention.register_fake
+@_looks_like("measure_attention")
 def _(query: Tensor, key: Tensor, rows: Tensor, statistics: Tensor, scale: float) -> None:
     return None
 
 
-@torch.library.custom_op("headforce::ragged_attention", mutates_args=())
+@_operator()
 def ragged_attention(
     query: Tensor,
     key: Tensor,
@@ -79,7 +110,7 @@ def ragged_attention(
     return result
 
 
-@ragged_attention.register_fake
+@_looks_like("ragged_attention")
 def _(
     query: Tensor,
     key: Tensor,
@@ -95,7 +126,7 @@ def _(
     return query.new_empty((*query.shape[:3], value.shape[-1]))
 
 
-@torch.library.custom_op("headforce::rotate_and_write", mutates_args=("k_pool", "v_pool"))
+@_operator(changes=("k_pool", "v_pool"))
 def rotate_and_write(
     query: Tensor,
     key: Tensor,
@@ -124,7 +155,7 @@ def rotate_and_write(
     return turned
 
 
-@rotate_and_write.register_fake
+@_looks_like("rotate_and_write")
 def _(
     query: Tensor,
     key: Tensor,
