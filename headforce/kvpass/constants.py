@@ -21,11 +21,11 @@ from .torch_private import VMAP_FUNCTIONS, VMAP_NESTING, real_tensors, vmap_leve
 
 _MAX_ELEMENTS = 1 << 24
 _PURE = words("""
-    abs add and arange argsort bfloat16 bool cat clamp clone contiguous cumsum detach div double eq expand fill
-    flatten flip float floor floor_divide floordiv full full_like ge getitem gt half index int invert le logical_and
+    abs add and arange argsort bfloat16 bool cat clamp clone contiguous cumsum detach div double eq exp expand fill
+    flatten flip float floor floor_divide floordiv full full_like ge getitem gt half index int invert le log logical_and
     logical_not logical_or long lt masked_fill maximum minimum mod mul ne neg new_full new_ones new_zeros not ones
-    ones_like or outer pad permute remainder repeat repeat_interleave reshape rsub setitem squeeze stack sub sum t
-    tensor to transpose tril triu truediv type type_as unflatten unsqueeze view where xor zeros zeros_like
+    ones_like or outer pad permute pow reciprocal remainder repeat repeat_interleave reshape rsub setitem squeeze stack
+    sub sum t tensor to transpose tril triu truediv type type_as unflatten unsqueeze view where xor zeros zeros_like
 """)
 
 _ELEMENTWISE = words("add and invert logical_and logical_not logical_or masked_fill mul neg or sub where")

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import sympy
+import torch
 from torch.fx import GraphModule, Node
 
+from .constants import constant
 from .graph_view import GraphView
 from .history import landing, made_alike
 from .normal_form import Cursor, settle, walk
@@ -211,6 +213,8 @@ def _rotations(
         return None, ("HF-ROPE: query and key are rotated in different ways",)
     raw_key = new_key if rotated is not None else k.raw
     notes = () if q.start is not None else (_NO_CLOCK,)
+    tables = dict.fromkeys((*q.tables, *(table for place in q.places for table in place.tables)))
+    constants = [(table, constant(view, table)) for table in tables if table.op != "placeholder"]
     form = RopeForm(
         kind=q.kind,
         raw_query=_operand(view, q.raw),
@@ -229,6 +233,7 @@ def _rotations(
         query_factors=q.factors,
         key_factors=k.factors if rotated is None else (),
         holds=q.holds,
+        made=tuple((table, value) for table, value in constants if isinstance(value, torch.Tensor)),
     )
     return form, notes
 

@@ -254,7 +254,8 @@ class Caches(ABC):
             raise HeadforceError(
                 "HF-ROPE",
                 found="a policy that moves frames to other positions, and a RoPE table made inside the graph",
-                needed="a table or rates that are an input of the graph, or a policy that keeps positions",
+                needed="a table or rates that are an input of the graph or made of constants, "
+                "or a policy that keeps positions",
             )
 
     def theta(self, moves: bool) -> Tensor:

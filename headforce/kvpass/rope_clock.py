@@ -29,7 +29,8 @@ def rotation_of(view: GraphView, kind: str, raw: Cursor, cos: object, sin: objec
     if [leaf.key() for leaf in cos] != [leaf.key() for leaf in sin]:
         return None
     stride = 1 if kind == "split_half" else 2
-    if any(leaf.lanes != stride for leaf in cos):
+    swapped = any({"sin", "imag"} & {*leaf.path} for leaf in cos) or any({"cos", "real"} & {*leaf.path} for leaf in sin)
+    if any(leaf.lanes != stride for leaf in cos) or (swapped and kind != "complex"):
         return None
     dims = [view.shape(raw.node)[i] for i, d in enumerate(raw.axes) if d and d[0].label == "dim"]
     if len(dims) != 1 or not dims[0].is_Integer:
@@ -38,8 +39,9 @@ def rotation_of(view: GraphView, kind: str, raw: Cursor, cos: object, sin: objec
     rotation = Rotation(kind, raw, None, None, None, None, pairs, None, None, _tables(cos, sin), dtype)
     total = view.shape(raw.node)[raw.axes.index(next(d for d in raw.axes if d and d[0].label == "seq"))]
     time = _time(view, cos, total)
-    if time is None:
+    if time is None or time.columns is None:
         return rotation
+    other = sin[cos.index(time)]
     first = int(time.first) // stride
     others = [leaf.row for leaf in cos if leaf.row is not None and leaf is not time]
     width = next((row.size for row in others if row.stride == 1), None)
@@ -53,8 +55,8 @@ def rotation_of(view: GraphView, kind: str, raw: Cursor, cos: object, sin: objec
         grid=(height, width) if whole else None,
         places=_places(cos, sin, time, stride) if whole else (),
         temporal=(first, first + int(time.count)),
-        temporal_columns=(int(time.column[0]), int(time.column[0] + time.column[1])),
-        tables=_tables([time], [s for s in sin if s.key() == time.key()]),
+        temporal_columns=(time.columns, other.columns),
+        tables=_tables([time], [other]),
         holds=_held(time),
     )
 
@@ -65,14 +67,14 @@ def _places(cos: Sequence[Leaf], sin: Sequence[Leaf], time: Leaf, stride: int) -
     for leaf, other in zip(cos, sin, strict=True):
         if leaf is time:
             continue
-        if leaf.row is None or leaf.start != 0 or _held(leaf) != _held(time):
+        if leaf.row is None or leaf.start != 0 or _held(leaf) != _held(time) or not (leaf.columns and other.columns):
             return ()
-        first, column = int(leaf.first) // stride, int(leaf.column[0])
+        first = int(leaf.first) // stride
         found.append(
             PlaceTable(
                 "width" if leaf.row.stride == 1 else "height",
                 (first, first + int(leaf.count)),
-                (column, column + int(leaf.column[1])),
+                (leaf.columns, other.columns),
                 _tables([leaf], [other]),
             )
         )

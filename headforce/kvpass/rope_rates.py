@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import HeadforceError
 from ..kernels.rotation import INTERLEAVED, SPLIT_HALF
-from .site import PlaceTable, RopeForm, Site
+from .site import Columns, PlaceTable, RopeForm, Site
 
 _STYLES = {"complex": INTERLEAVED, "interleaved": INTERLEAVED, "split_half": SPLIT_HALF}
 
@@ -36,8 +36,8 @@ def temporal_rates(site: Site, tables: Sequence[Tensor]) -> Tensor:
     """
     rope = site.rope
     assert rope is not None
-    first, last = rope.temporal or (0, 0)
-    angle = _angles(rope, tables, rope.temporal_columns or (0, 0), last - first, 2)
+    assert rope.temporal_columns is not None
+    angle = _angles(rope, tables, rope.temporal_columns, 2)
     rates = angle[1]
     frames = torch.arange(min(len(angle), 64), dtype=torch.float64, device=angle.device)
     # Angles wrap around; the cosine of the difference does not.
@@ -63,33 +63,27 @@ def place_angles(site: Site, tables: Mapping[PlaceTable, Sequence[Tensor]], grid
     angles = torch.zeros(height, width, rope.pairs, dtype=torch.float64)
     for place, values in tables.items():
         first, last = place.pairs
-        angle = _angles(rope, values, place.columns, last - first, max(grid)).cpu()
+        angle = _angles(rope, values, place.columns, max(grid)).cpu()
         angles[..., first:last] = angle[:height, None] if place.axis == "height" else angle[:width]
     return angles.flatten(0, 1)
 
 
-def _angles(rope: RopeForm, tables: Sequence[Tensor], columns: tuple[int, int], pairs: int, least: int) -> Tensor:
+def _angles(rope: RopeForm, tables: Sequence[Tensor], columns: tuple[Columns, Columns], least: int) -> Tensor:
     """The angles of some pairs, float64 [positions, pairs], whole turns left out or not. Positions are those of the
     table, or from rates the `least` first."""
-    first, last = columns
-
-    def of(table: Tensor) -> Tensor:
-        return table.reshape(len(table), -1)[:, first:last]
-
+    one, other = (_taken(table, its) for table, its in zip((tables[0], tables[-1]), columns, strict=True))
     if rope.holds == "rates":
-        rates = tables[0].flatten()[first:last].to(torch.float64)
-        angle = torch.arange(least, dtype=torch.float64, device=rates.device)[:, None] * rates
-    elif rope.holds == "angles":
-        angle = of(tables[0]).to(torch.float64)
-    elif len(tables) == 2:
-        cos, sin = (of(table).to(torch.float64) for table in tables)
-        angle = torch.atan2(sin, cos)
-    elif tables[0].is_complex():
-        angle = of(tables[0]).to(torch.complex128).angle()
-    else:
-        cos, sin = tables[0].to(torch.float64)[:, first:last].unbind(-1)
-        angle = torch.atan2(sin, cos)
-    if angle.shape[1] == 2 * pairs:
-        # Each angle stands twice, for both dims of its pair.
-        angle = angle[:, :pairs] if rope.kind == "split_half" else angle[:, ::2]
-    return angle
+        rates = one.to(torch.float64)
+        return torch.arange(least, dtype=torch.float64, device=rates.device)[:, None] * rates
+    if rope.holds == "angles":
+        return one.to(torch.float64)
+    if one.is_complex():
+        return one.to(torch.complex128).angle()
+    return torch.atan2(other.to(torch.float64), one.to(torch.float64))
+
+
+def _taken(table: Tensor, columns: Columns) -> Tensor:
+    """The values [positions, pairs] of a table, or [1, pairs] where positions share them."""
+    by_position = table[None] if columns.rows is None else table.movedim(columns.rows, 0)
+    flat = by_position.reshape(len(by_position), -1)
+    return flat[:, columns.first :: columns.step][:, : columns.count]

@@ -23,11 +23,13 @@ import torch
 from torch.fx import Node
 
 from .axes import ONE, Atom, Axes, Dim
+from .constants import constant
 from .graph_view import GraphView
 from .normal_form import Cursor, peel
 from .ops import argument, op_name, sequence_argument, tensor_argument
-from .selection import select
-from .slices import slices_and_new_axes
+from .selection import fixed, select
+from .site import Columns
+from .slices import Every, cuts
 
 _UNARY = frozenset({"cos", "sin", "real", "imag"})
 
@@ -43,7 +45,7 @@ class Leaf:
         count: positions on the head dim that it serves.
         row: the piece of the operand's rows that selects the table's row, or None if all have the same.
         start: the row for that piece's position 0; None if the table's rows are not sliced in the graph.
-        column: first column of `root`, and columns taken.
+        columns: where its values stand in `root`; None if that cannot be read.
         path: the functions between root and factor, such as ("cos",). "rates": the root holds the rates of the pairs,
             and the graph multiplies them with positions.
     """
@@ -54,12 +56,12 @@ class Leaf:
     count: sympy.Expr
     row: Atom | None
     start: sympy.Expr | None
-    column: tuple[sympy.Expr, sympy.Expr]
+    columns: Columns | None
     path: tuple[str, ...]
 
     def key(self) -> tuple:
         """What cos and sin of one rotation share."""
-        return (self.first, self.lanes, self.count, self.row, self.start, self.column)
+        return (self.first, self.lanes, self.count, self.row, self.start)
 
 
 def broadcast(axes: Axes, shape: Sequence[sympy.Expr]) -> Axes:
@@ -81,12 +83,20 @@ def leaves(view: GraphView, cursor: Cursor) -> list[Leaf] | None:
 
 
 @dataclass(frozen=True)
+class _Cut:
+    """A slice of a table's columns: the first of them, and what its positions are."""
+
+    first: sympy.Expr
+    pieces: Dim
+
+
+@dataclass(frozen=True)
 class _State:
     cursor: Cursor
     first: sympy.Expr
     row: Atom | None
     start: sympy.Expr | None
-    dim: tuple[Atom, tuple[sympy.Expr, sympy.Expr]] | None  # the piece of the head dim, and its columns
+    cut: _Cut | None
     path: tuple[str, ...]
 
 
@@ -126,23 +136,29 @@ def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
 
 def _row_slice(view: GraphView, state: _State) -> _State | None:
     """`table[s:s+f]` and a cut of columns: rows and columns keep their place in the table."""
-    found = slices_and_new_axes(view, state.cursor.node)
+    found = cuts(view, state.cursor.node)
     if found is None:
         return None
     source, ranges, new = found
-    axes = [dim for place, dim in enumerate(state.cursor.axes) if place not in new]
+    left = iter([dim for place, dim in enumerate(state.cursor.axes) if place not in new])
+    shape = view.shape(source)
+    axes = [() if isinstance(ranges.get(dim), int) else next(left) for dim in range(len(shape))]
     for dim, rows in ranges.items():
         here = axes[dim]
-        if len(here) == 1 and here[0].label == "seq" and state.row is None:
+        if isinstance(rows, int):
+            axes[dim] = () if shape[dim] == ONE else (fixed(rows, shape[dim]),)
+        elif isinstance(rows, Every):
+            axes[dim] = (*here, fixed(rows.first, sympy.Integer(rows.step)))
+        elif len(here) == 1 and here[0].label == "seq" and state.row is None:
             state = replace(state, row=here[0], start=rows.start)
-            axes[dim] = (Atom("row", view.shape(source)[dim]),)
+            axes[dim] = (Atom("row", shape[dim]),)
         elif not here and state.row is None and state.start is None:
             # One row for every position: the time of a chunk of a single frame.
             state = replace(state, start=rows.start)
-            axes[dim] = (Atom("row", view.shape(source)[dim]),)
-        elif here and here[0].label == "dim" and state.dim is None:
-            state = replace(state, dim=(here[0], (rows.start, rows.stop - rows.start)))
-            axes[dim] = (Atom("column", view.shape(source)[dim]),)
+            axes[dim] = (Atom("row", shape[dim]),)
+        elif here and here[0].label == "dim" and state.cut is None:
+            state = replace(state, cut=_Cut(rows.start, here))
+            axes[dim] = (Atom("column", shape[dim]),)
         elif len(here) == 1 and here[0].label == "row" and state.start is not None:
             state = replace(state, start=sympy.expand(state.start + rows.start))
         else:
@@ -223,19 +239,20 @@ def _product(view: GraphView, state: _State) -> tuple[_State, _State | None] | N
             # Angles in half precision are no multiples of the rates.
             exact = view.dtype(node) in (torch.float32, torch.float64)
             of_rates = broadcast(axes, shape) if name == "mul" else axes[1 - i : 2 - i]
-            cursor = state.cursor.to(rates, of_rates, view)
+            cursor = replace(state.cursor.to(rates, of_rates, view), casts=())
             return table, replace(table, cursor=cursor, path=(*state.path, "rates")) if exact else None
     return None
 
 
 def _rates(view: GraphView, state: _State) -> list[Leaf] | None:
-    """The parts behind rates, where each is a vector that calls show: a graph input, with a column for each pair."""
+    """The parts behind rates, where each is a vector that is known: a graph input, or made of constants."""
     if any(atom.label == "seq" for dim in state.cursor.axes for atom in dim):
         return None
     found = _follow(view, state) or ()
     for leaf in found:
         sizes = [size for size in view.shape(leaf.root) or () if size != ONE]
-        if leaf.root.op != "placeholder" or len(sizes) != 1 or not view.facts.equal(leaf.column[1], leaf.count):
+        known = leaf.root.op == "placeholder" or constant(view, leaf.root) is not None
+        if not known or len(sizes) != 1 or leaf.columns is None:
             return None
     return list(found) or None
 
@@ -275,21 +292,49 @@ def _begin(view: GraphView, node: Node) -> sympy.Expr | None:
 
 def _leaf(view: GraphView, state: _State) -> list[Leaf] | None:
     """The end of a way. A table that is not sliced in the graph has no start."""
-    if view.writers(state.cursor.node):
+    rounded = "rates" in state.path and not {torch.float32, torch.float64}.issuperset(state.cursor.casts)
+    if view.writers(state.cursor.node) or rounded:
         return None
     atoms = [a for dim in state.cursor.axes for a in dim]
-    row, piece = state.row, state.dim
+    row = state.row
     if row is None:
         rows = [a for a in atoms if a.label == "seq"]
         if len(rows) > 1:
             return None
         row = rows[0] if rows else None
-    if piece is None:
-        columns = [a for a in atoms if a.label == "dim"]
-        if len(columns) != 1:
+    pieces = [a for a in (*atoms, *(state.cut.pieces if state.cut else ())) if a.label == "dim"]
+    if len(pieces) != 1:
+        return None
+    root, (piece,) = state.cursor.node, pieces
+    return [Leaf(root, state.first, piece.stride, piece.size, row, state.start, _columns(state), state.path)]
+
+
+def _columns(state: _State) -> Columns | None:
+    """Where the piece of the head dim stands in the table; None if that is not the same for all of its rows."""
+    axes = state.cursor.axes
+    of_rows = [i for i, dim in enumerate(axes) if any(a.label in ("row", "seq") for a in dim)]
+    if len(of_rows) > 1 or any(len(axes[i]) != 1 for i in of_rows):
+        return None
+    place = _place([a for i, dim in enumerate(axes) if i not in of_rows for a in dim], state.cut)
+    return None if place is None else Columns(of_rows[0] if of_rows else None, *place)
+
+
+def _place(pieces: Sequence[Atom], cut: _Cut | None) -> tuple[int, int, int] | None:
+    """First position, step and count of the piece of the head dim among all positions of these pieces."""
+    first, step, count, width = 0, 0, 0, 1
+    for atom in reversed(pieces):
+        if not atom.size.is_Integer:
             return None
-        width = sympy.prod(a.size for a in atoms if a.label == "dim" or a.label.startswith("="))
-        piece = (columns[0], (sympy.S.Zero, width))
-    return [
-        Leaf(state.cursor.node, state.first, piece[0].stride, piece[0].size, row, state.start, piece[1], state.path)
-    ]
+        if atom.label.startswith("="):
+            first += int(atom.label[1:]) * width
+        elif atom.label == "dim" and not step:
+            step, count = width, int(atom.size)
+        elif atom.label == "column" and cut is not None and not step:
+            inner = _place(cut.pieces, None)
+            if inner is None or not cut.first.is_Integer:
+                return None
+            first, step, count = first + (int(cut.first) + inner[0]) * width, inner[1] * width, inner[2]
+        else:
+            return None
+        width *= int(atom.size)
+    return (first, step, count) if step else None

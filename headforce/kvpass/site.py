@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import sympy
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from .symbolic import Binder
@@ -160,18 +161,28 @@ class Factor:
     dims: tuple[str, ...]
 
 
+class Columns(NamedTuple):
+    """Where the values of `count` pairs stand in a table: every `step`-th from `first` on of those of a position, once
+    the dim `rows` is in front and all others are flat. Without `rows`, positions share them."""
+
+    rows: int | None
+    first: int
+    step: int
+    count: int
+
+
 @dataclass(frozen=True)
 class PlaceTable:
     """Where a table turns pairs by the place of a token in its frame.
 
     Attributes:
         axis: "height" (the row of tokens picks the row of the table) or "width". pairs: [first, last) pairs it turns.
-        columns: [first, last) columns of the table. tables: as in `RopeForm`.
+        columns, tables: as in `RopeForm`.
     """
 
     axis: str
     pairs: tuple[int, int]
-    columns: tuple[int, int]
+    columns: tuple[Columns, Columns]
     tables: tuple[Node, ...]
 
 
@@ -189,14 +200,15 @@ class RopeForm:
         grid: (height, width) of a frame in tokens if the table shows them, or None.
         pairs: pairs of the head dim, D/2.
         temporal: [first, last) pairs that turn with the frame, or None.
-        temporal_columns: [first, last) columns of the table that turn them, or None.
-        tables: the graph inputs (or nodes) that are the table: one complex, one with cos and sin in its last dim, or
-            cos and sin. Or one of which the graph makes these, see `holds`.
+        temporal_columns: of the cosines and of the sines that turn them, or None.
+        tables: the graph inputs (or nodes) that are the table: one complex, one with both cosines and sines, or one of
+            each. Or one of which the graph makes these, see `holds`.
         places: how the other pairs turn, for both axes of the frame; empty where the table does not show it.
         compute_dtype: dtype of the rotation itself.
         query_factors, key_factors: a complex factor, or cosine and sine, as the graph has them; empty where they lie in
             another way, so that only the graph itself can rotate.
         holds: what tables hold: "turns", "angles", or "rates", the radians of each pair from one position to the next.
+        made: the tables that the graph makes from constants, and what they hold.
     """
 
     kind: str
@@ -209,13 +221,14 @@ class RopeForm:
     grid: tuple[sympy.Expr, sympy.Expr] | None
     pairs: int
     temporal: tuple[int, int] | None
-    temporal_columns: tuple[int, int] | None
+    temporal_columns: tuple[Columns, Columns] | None
     tables: tuple[Node, ...]
     compute_dtype: torch.dtype
     places: tuple[PlaceTable, ...] = ()
     query_factors: tuple[Factor, ...] = ()
     key_factors: tuple[Factor, ...] = ()
     holds: str = "turns"
+    made: tuple[tuple[Node, Tensor], ...] = field(default=(), compare=False)
 
     @property
     def all_tables(self) -> tuple[Node, ...]:

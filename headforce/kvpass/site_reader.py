@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import sympy
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from ..errors import HeadforceError
@@ -39,11 +41,14 @@ class SiteReader:
                 *(row for segment in cache.segments for row in segment),
             ]
         )
+        known: dict[Node, Callable[[Sequence[Any]], Tensor]] = {node: itemgetter(i) for i, node in enumerate(inputs)}
+        known |= {node: _always(value) for node, value in (rope.made if rope else ())}
         tables = rope.tables if rope else ()
-        self._tables = [inputs.index(node) for node in tables] if all(node in inputs for node in tables) else []
+        self._tables = [known[node] for node in tables] if all(node in known for node in tables) else []
         places = rope.places if rope and rope.grid and self._tables else ()
-        known = places if all(node in inputs for place in places for node in place.tables) else ()
-        self._places = {place: [inputs.index(node) for node in place.tables] for place in known}
+        if not all(node in known for place in places for node in place.tables):
+            places = ()
+        self._places = {place: [known[node] for node in place.tables] for place in places}
         self._grid = _compiled(report, rope.grid) if rope is not None and rope.grid is not None else None
 
     def enter(self, layer: Layer, args: Sequence[Any], target: str) -> None:
@@ -86,20 +91,24 @@ class SiteReader:
 
     def _rope(self, args: Sequence[Any]) -> RopeTables:
         grid = None if self._grid is None else tuple(self._grid(args))
-        indices = (*self._tables, *(i for of_place in self._places.values() for i in of_place))
-        return RopeTables(tuple(args[i] for i in indices), grid, lambda: self._rotation(args, grid))
+        tables = (*self._tables, *(table for of_place in self._places.values() for table in of_place))
+        return RopeTables(tuple(table(args) for table in tables), grid, lambda: self._rotation(args, grid))
 
     def _rotation(self, args: Sequence[Any], grid: tuple[int, ...] | None) -> Turning:
-        tables = [args[i] for i in self._tables]
+        tables = [table(args) for table in self._tables]
         theta = temporal_rates(self.site, tables) if tables else torch.zeros(0, dtype=torch.float64)
         places = None
         if self._places and grid is not None:
-            values = {place: [args[i] for i in indices] for place, indices in self._places.items()}
+            values = {place: [table(args) for table in of_place] for place, of_place in self._places.items()}
             places = place_angles(self.site, values, grid)
         # The table may lie on another device, from where the graph moves what it takes of it.
         device = args[self.site.cache.k_index].device
         places = None if places is None else places.to(device)
         return Turning(theta.to(device), *rotated_pairs(self.site), places, grid)
+
+
+def _always(value: Tensor) -> Callable[[Sequence[Any]], Tensor]:
+    return lambda args: value
 
 
 def _compiled(report: SiteReport, grid: Sequence[sympy.Expr]) -> Callable[[Sequence[Any]], tuple[int, ...]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 from torch.fx import Node
@@ -37,24 +37,65 @@ def slices(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows]] | None:
     return None if ranges is None else (node.args[0], ranges)
 
 
-def slices_and_new_axes(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows], tuple[int, ...]] | None:
-    """`slices`, also for an index with None among its slices, such as `x[a:b, None, :n]`; and which dims of the result
-    those made. Rows are of the dims of the tensor that is sliced."""
+class Every(NamedTuple):
+    """Every `step`-th row of a dim, from `first` on; `step` divides the rows."""
+
+    first: int
+    step: int
+
+
+def cuts(view: GraphView, node: Node) -> tuple[Node, dict[int, Rows | Every | int], tuple[int, ...]] | None:
+    """`slices`, also for a tuple with None, integers or steps in it, such as `x[a:b, None, ::2]`: what is kept of each
+    dim of the tensor that is cut, and the dims of the result that None made."""
     index = node.args[1] if op_name(node) == "getitem" else ()
-    if not isinstance(index, tuple) or None not in index:
+    if not isinstance(index, tuple) or all(item is Ellipsis or _plain(item) for item in index):
         found = slices(view, node)
-        return None if found is None else (*found, ())
+        return None if found is None else (found[0], {**found[1]}, ())
     shape = view.shape(node.args[0])
     if shape is None or view.shape(node) is None:
         return None
-    kept = tuple(item for item in index if item is not None)
-    ranges = index_rows(view, shape, kept)
-    if ranges is None:
+    out: dict[int, Rows | Every | int] = {}
+    new: list[int] = []
+    dim = place = 0
+    for item in index:
+        if item is None:
+            new.append(place)
+            place += 1
+            continue
+        if item is Ellipsis:
+            skipped = len(shape) - sum(other not in (None, Ellipsis) for other in index)
+            dim, place = dim + skipped, place + skipped
+            continue
+        if isinstance(item, int):
+            if not shape[dim].is_Integer:
+                return None
+            out[dim] = item % int(shape[dim])
+        elif _plain(item):
+            rows = index_rows(view, (shape[dim],), item)
+            if rows is None:
+                return None
+            out |= {dim: rows[0]} if rows else {}
+        else:
+            every = _every(item, shape[dim])
+            if every is None:
+                return None
+            out[dim] = every
+        dim, place = dim + 1, place + (not isinstance(item, int))
+    return node.args[0], out, tuple(new)
+
+
+def _plain(item: object) -> bool:
+    return isinstance(item, slice) and item.step in (None, 1)
+
+
+def _every(item: object, size: sympy.Expr) -> Every | None:
+    """What `x[first::step]` keeps of a dim of this size."""
+    if not isinstance(item, slice) or item.stop is not None or not size.is_Integer:
         return None
-    behind_dots = len(view.shape(node)) - len(index) if Ellipsis in index else 0
-    dots = index.index(Ellipsis) if Ellipsis in index else len(index)
-    new = tuple(at + behind_dots * (at > dots) for at, item in enumerate(index) if item is None)
-    return node.args[0], ranges, new
+    first, step = item.start or 0, item.step
+    if not (isinstance(first, int) and isinstance(step, int) and 0 <= first < step) or int(size) % step:
+        return None
+    return Every(first, step)
 
 
 def index_rows(view: GraphView, shape: tuple[sympy.Expr, ...], index: Any) -> dict[int, Rows] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -86,11 +87,21 @@ def test_frames_are_counted_whatever_the_spelling(spelling: Spelling) -> None:
 MOVES = Policy.loads("headforce: 0\nclasses: {a: 'sink(1)@collapse(4) | window(1)'}\ndefault: a")
 
 
-@pytest.mark.parametrize("computed", ["outer", "product", pytest.param("einsum", marks=pytest.mark.slow)])
+MADE: dict[str, Spelling] = {
+    "rates from constants": lambda table, rates, s, f: torch.outer(
+        torch.arange(s, s + f), 1.0 / 50.0 ** (torch.arange(0, 2 * PAIRS, 2)[:PAIRS].float() / (2 * PAIRS))
+    ).repeat_interleave(T, 0),
+    "a table from constants": lambda table, rates, s, f: torch.outer(
+        torch.arange(64), torch.exp(torch.arange(PAIRS) * (-math.log(50.0) / PAIRS))
+    )[s : s + f].repeat_interleave(T, 0),
+}
+
+
+@pytest.mark.parametrize("computed", ["outer", "product", pytest.param("einsum", marks=pytest.mark.slow), *MADE])
 def test_rates_move_keys_as_the_table_does_that_is_made_of_them(computed: str) -> None:
     rollouts = []
     for spelling in (computed, "cut"):
-        layer = layer_of(SPELLINGS[spelling])
+        layer = layer_of((SPELLINGS | MADE)[spelling])
         compiled = torch.compile(layer, backend="headforce", options=bare(MOVES, verify="full"))
         rollouts.append(rollout_of(layer, compiled, 4))
         torch._dynamo.reset()
@@ -100,15 +111,103 @@ def test_rates_move_keys_as_the_table_does_that_is_made_of_them(computed: str) -
     assert relative(unmoved[-1], rollouts[0][-1]) > 10 * TOLERANCE
 
 
+ANGLES = torch.outer(torch.arange(64.0), RATES)
+TURNS = torch.stack([ANGLES.cos(), ANGLES.sin()])
+
+Rows = Callable[[Tensor, int, int], Tensor]
+LAYOUTS: dict[str, tuple[Tensor, Rows, Rows]] = {
+    # a table, and the rows [frames, pairs] of cosines and of sines in it
+    "plain": (
+        ANGLES.clone(),
+        lambda table, s, f: table[s : s + f].cos(),
+        lambda table, s, f: table[s : s + f].sin(),
+    ),
+    "each twice, neighbours": (
+        ANGLES.repeat_interleave(2, 1),
+        lambda table, s, f: table[s : s + f, ::2].cos(),
+        lambda table, s, f: table[s : s + f, ::2].sin(),
+    ),
+    "each twice, halves": (
+        ANGLES.repeat(1, 2),
+        lambda table, s, f: table[s : s + f].view(f, 2, PAIRS)[:, 1].cos(),
+        lambda table, s, f: table[s : s + f].view(f, 2, PAIRS)[:, 1].sin(),
+    ),
+    "sines behind cosines": (
+        torch.cat([*TURNS], dim=1),
+        lambda table, s, f: table[s : s + f, :PAIRS],
+        lambda table, s, f: table[s : s + f, PAIRS:],
+    ),
+    "sines before cosines": (
+        torch.cat([*TURNS.flip(0)], dim=1),
+        lambda table, s, f: table[s : s + f].chunk(2, dim=-1)[1],
+        lambda table, s, f: table[s : s + f].chunk(2, dim=-1)[0],
+    ),
+    "beside other columns": (
+        torch.cat([ANGLES * 0.3, ANGLES.repeat_interleave(2, 1)], dim=1),
+        lambda table, s, f: table[s : s + f, PAIRS:][:, ::2].cos(),
+        lambda table, s, f: table[s : s + f, PAIRS:][:, 1::2].sin(),
+    ),
+    "pairs of cosine and sine": (
+        TURNS.movedim(0, -1).contiguous(),
+        lambda table, s, f: table[s : s + f][..., 0],
+        lambda table, s, f: table[s : s + f][..., 1],
+    ),
+    "one table in front of the other": (
+        TURNS.clone(),
+        lambda table, s, f: table[0, s : s + f],
+        lambda table, s, f: table[1, s : s + f],
+    ),
+    "positions last": (
+        ANGLES.T.contiguous(),
+        lambda table, s, f: table[:, s : s + f].T.cos(),
+        lambda table, s, f: table[:, s : s + f].T.sin(),
+    ),
+}
+
+
+def layer_of_layout(layout: str, kind: str) -> zoo.SelfAttention:
+    torch.manual_seed(0)
+    layer = zoo.SelfAttention("half", core="sdpa")
+    table, cosines, sines = LAYOUTS[layout]
+    layer.register_buffer("table", table)
+
+    def rope(x: Tensor, given: object, start: int) -> Tensor:
+        frames = x.shape[1] // T
+        cos, sin = (rows(layer.table, start, frames).repeat_interleave(T, 0)[:, None] for rows in (cosines, sines))
+        x1, x2 = x.chunk(2, -1) if kind == "half" else x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = [x1 * cos - x2 * sin, x1 * sin + x2 * cos]
+        return torch.cat(turned, -1) if kind == "half" else torch.stack(turned, -1).flatten(-2)
+
+    layer.rope = rope
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["half", "pairs"])
+@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
+def test_a_table_is_read_where_its_values_stand(layout: str, kind: str) -> None:
+    """Keys that a policy moves turn by the rates of the table, however it is stored."""
+
+    def moved(layer: zoo.SelfAttention) -> list[Tensor]:
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, backend="headforce", options=bare(MOVES, verify="full"))
+        return rollout_of(layer, compiled, 4)
+
+    expected = moved(layer_of_layout("plain", kind))
+    assert all(relative(a, b) < TOLERANCE for a, b in zip(moved(layer_of_layout(layout, kind)), expected, strict=True))
+
+
 UNKNOWN_RATES: dict[str, Spelling] = {
     "in half precision": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f).bfloat16(), rates.bfloat16()),
+    "in half precision on their way": lambda table, rates, s, f: torch.outer(
+        torch.arange(s, s + f), rates.bfloat16().float()
+    ),
     "changed in the pass": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f), rates * 0.5),
 }
 
 
 @pytest.mark.parametrize("spelling", UNKNOWN_RATES.values(), ids=UNKNOWN_RATES)
 def test_rates_that_no_input_shows_move_no_keys(spelling: Spelling) -> None:
-    """The first are rounded behind the product; the second nobody hands in. A policy that moves nothing works."""
+    """Some are rounded before or behind the product, others nobody hands in. A policy that moves nothing works."""
 
     def repeated(*given: object) -> Tensor:
         return spelling(*given).repeat_interleave(T, 0).float()
@@ -116,7 +215,9 @@ def test_rates_that_no_input_shows_move_no_keys(spelling: Spelling) -> None:
     layer = layer_of(repeated)
     rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(NATIVE, verify="plan")), 2)
     torch._dynamo.reset()
-    with pytest.raises(HeadforceError, match=r"HF-ROPE.* a table or rates that are an input of the graph"):
+    with pytest.raises(
+        HeadforceError, match=r"HF-ROPE.* a table or rates that are an input of the graph or made of constants"
+    ):
         rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(MOVES)), 4)
 
 

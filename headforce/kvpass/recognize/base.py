@@ -28,7 +28,7 @@ from torch.fx import Node
 
 from ..graph_view import GraphView
 from ..normal_form import Cursor, walk
-from ..site import CacheForm, Factor, PlaceTable
+from ..site import CacheForm, Columns, Factor, PlaceTable
 
 KINDS = ("attention", "mask", "exclude", "prefill", "cache", "rope")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -122,7 +122,7 @@ class Rotation:
     grid: tuple[sympy.Expr, sympy.Expr] | None
     pairs: int
     temporal: tuple[int, int] | None
-    temporal_columns: tuple[int, int] | None
+    temporal_columns: tuple[Columns, Columns] | None
     tables: tuple[Node, ...]
     compute_dtype: torch.dtype
     places: tuple[PlaceTable, ...] = ()
