@@ -134,14 +134,13 @@ class Buffered:
 
     def _check_order(self, view: GraphView, call: AttentionCall) -> None:
         place = view.order
-        slices = [place[n] for n in self.seen.passed if n in self.used.aliases and n is not self.buffer]
-        first_read = min(slices, default=place[call.node])
+        first_read = min((place[n] for n in self.seen.passed if n is not self.buffer), default=place[call.node])
         last_write = max(place[w.node] for w in self.used.writes)
         late_roll = any(place[roll.node] > place[self.append.node] for roll in self.rolls)
         if last_write > first_read or late_roll:
             raise Refused(
                 "HF-CACHE-ORDER",
-                f"{self.buffer.name} written after the slice that attention reads was taken",
+                f"{self.buffer.name} written after attention's slice or copy of it was taken",
                 "roll, append, then read",
             )
 

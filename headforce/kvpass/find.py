@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
+from .axes import Axes
 from .constants import constant
 from .graph_view import GraphView
 from .history import landing, made_alike
@@ -191,9 +192,10 @@ def _rope(
 ) -> tuple[RopeForm | None, tuple[str, ...]]:
     """How query and new key are rotated, or why nobody knows, which is refused where it has to be known."""
     rope, notes = _rotations(view, query, new_key if sent is None else sent.key, rotated)
-    if sent is not None and rope is not None:
-        if rotated is None and not view.facts.equal(rope.key_start, rope.query_start):
-            raise Refused("HF-CLOCK", "a query and a key of other frames", "one and the same frame for every row")
+    starts = (None, None) if rope is None or rotated is not None else (rope.query_start, rope.key_start)
+    if starts[0] is not None and (starts[1] is None or not view.ensure(sympy.Eq(*starts))):
+        raise Refused("HF-CLOCK", "a query and a key of other frames", "one and the same frame for every row")
+    if rope is not None and sent is not None:
         rope = replace(rope, key_factors=())  # they turn all rows that were sent
     if rotated is not None and (rope is None or rope.key_start is None):
         raise Refused("HF-ROPE", f"keys rotated after the cache ({notes[0]})", "a RoPE whose clock is in the graph")
@@ -284,8 +286,12 @@ def _check_sizes(view: GraphView, call: AttentionCall, shapes: dict[str, dict[st
             "one batch, a query for each new row of K and V, heads a multiple of K/V heads",
         )
     groups = int(q["head"]) // int(k["head"])
-    repeated = [a.stride for c in (call.k, call.v) for a in _head_atoms(view, c)]
-    if any(stride not in (1, groups) for stride in repeated):
+    tiled = False
+    for operand in (call.k, call.v):
+        # Where the operator itself repeats heads, they come to it as they are.
+        step = groups if _head_count(operand.axes) == q["head"] else 1
+        tiled |= any(a.stride != step for a in _head_atoms(view, operand))
+    if tiled:
         raise Refused(
             "HF-LAYOUT",
             "K/V heads tiled, so that query head h reads head h mod n",
@@ -298,6 +304,10 @@ def _check_heads(view: GraphView, value: Cursor) -> None:
     for step in walk(value, view):
         if any({"batch", "dim"} <= {atom.label for atom in dim} for dim in step.axes):
             raise Refused("HF-LAYOUT", "heads in front of the batch", "operands whose first axis is the batch")
+
+
+def _head_count(axes: Axes) -> sympy.Expr:
+    return sympy.prod(a.size for dim in axes for a in dim if a.label == "head")
 
 
 def _head_atoms(view: GraphView, cursor: Cursor) -> list[Any]:

@@ -177,7 +177,8 @@ def _scaled(cursor: Cursor, view: GraphView) -> Cursor | None:
     name = op_name(cursor.node)
     tensor, other = (first, second) if view.tensor(first) is not None else (second, first)
     number = to_number(other) if view.tensor(other) is None else None
-    if view.tensor(tensor) is None or not number or (name == "div" and tensor is not first):
+    rounds = argument(cursor.node, 2, "rounding_mode") is not None
+    if view.tensor(tensor) is None or not number or (name == "div" and tensor is not first) or rounds:
         return None
     factor = cursor.factor * number if name == "mul" else cursor.factor / number
     return replace(cursor.to(tensor, cursor.axes, view), factor=factor)

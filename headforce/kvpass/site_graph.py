@@ -81,7 +81,8 @@ class SiteGraph:
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         # Dynamo's examples are the real tensors of the first call; kept here, they would never be freed.
         self._examples = [node.meta.get("example_value", e) for node, e in zip(inputs, example_inputs, strict=True)]
-        self._device = next(e.device for e in self._examples if isinstance(e, Tensor))
+        caches = [self._examples[site.cache.k_index] for site in report.found]
+        self._device = next(e.device for e in (*caches, *self._examples) if isinstance(e, Tensor))
         self._target = settings.target or default_target(self._device)
         self._readers = [SiteReader(site, report, inputs) for site in report.found]
         self._caches = [site.cache.k_index for site in report.found]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 from headforce.errors import CATALOGUE
+from headforce.kvpass.lower import rotatable
 from headforce.testing import zoo
 from headforce.testing.recording import Recorder
 from headforce.testing.zoo import TOKENS, sdpa
@@ -38,6 +39,19 @@ def read_misses_new_rows(k, v, cache, start):
 def read_before_write(k, v, cache, start):
     end = start + k.shape[1]
     keys, values = cache["k"][:, :end], cache["v"][:, :end]
+    write(cache, k, v, start)
+    return keys, values
+
+
+def copied_before_write(k, v, cache, start):
+    """What attention reads is the cache as the pass before left it, displaced by a pass."""
+    before = {name: cache[name].clone() for name in ("k", "v")}
+    end = write(cache, k, v, start)
+    return before["k"][:, :end], before["v"][:, :end]
+
+
+def cast_before_write(k, v, cache, start):
+    keys, values = (cache[name].double()[:, : start + k.shape[1]].float() for name in ("k", "v"))
     write(cache, k, v, start)
     return keys, values
 
@@ -122,6 +136,11 @@ def keys_changed_on_the_way(k, v, cache, start):
     return cache["k"][:, :end] + 1, cache["v"][:, :end]
 
 
+def keys_divided_and_rounded(k, v, cache, start):
+    end = write(cache, k, v, start)
+    return torch.div(cache["k"][:, :end], 0.5, rounding_mode="floor"), cache["v"][:, :end]
+
+
 def values_scaled_on_the_way(k, v, cache, start):
     end = write(cache, k, v, start)
     return cache["k"][:, :end], cache["v"][:, :end] * 2
@@ -180,11 +199,11 @@ def cat_keys_only(k, v, cache, start):
 
 PROTOCOLS = {
     "HF-CACHE-RANGE": [read_past_the_append, read_short_of_the_append, read_misses_new_rows, cat_out_of_order],
-    "HF-CACHE-ORDER": [read_before_write],
+    "HF-CACHE-ORDER": [read_before_write, copied_before_write, cast_before_write],
     "HF-CACHE-FORM": [
         write_after_read, values_from_other_rows, blended_sink, added_in_place, written_by_index, broadcast_write,
         every_other_row, keys_changed_on_the_way, values_scaled_on_the_way, cat_written_too, cat_keys_only,
-        cat_new_rows_first,
+        cat_new_rows_first, keys_divided_and_rounded,
     ],
     "HF-CACHE-PARTS": [cat_of_two_pasts, padded(cat_of_two_pasts)],
     "HF-KV-RANGE": [keys_and_values_of_different_rows, rolled((3, 6), (1, 4), only_keys=True)],
@@ -476,6 +495,47 @@ def test_tiled_heads_are_refused():
     only = report(layer)
     assert only.found == ()
     assert [r.code for r in only.refused] == ["HF-CACHE-FORM"]
+
+
+def repeated(x, tiled):
+    b, s, heads, dim = x.shape
+    if tiled:
+        return x[:, :, None].expand(b, s, 2, heads, dim).reshape(b, s, 2 * heads, dim)
+    return x[:, :, :, None].expand(b, s, heads, 2, dim).reshape(b, s, 2 * heads, dim)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_heads_that_are_expanded_in_front_are_not_those_of_gqa(tiled):
+    """The same two operations: which of the dims is new decides which K/V head a query head reads."""
+    layer = zoo.SelfAttention(core="sdpa_gqa")
+    layer.core = lambda q, k, v: sdpa(q, repeated(k, tiled), repeated(v, tiled))
+    only = report(layer)
+    assert [r.code for r in only.refused] == (["HF-LAYOUT"] if tiled else [])
+    assert len(only.found) == (not tiled)
+
+
+def test_a_query_and_a_key_of_other_frames_are_refused():
+    layer = zoo.SelfAttention("half", core="sdpa")
+    plain, calls = layer.rope, []
+
+    def rope(x, table, start):
+        calls.append(start)
+        return plain(x, table, start if len(calls) % 2 else start + 1)  # the query first, then the key
+
+    layer.rope = rope
+    only = report(layer)
+    assert [r.code for r in only.refused] == ["HF-CLOCK"], only.refused
+    assert "other frames" in only.refused[0].found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_keys_that_are_rounded_behind_rope_are_rotated_by_the_graph(dtype):
+    """A rotation of our own would not round them in between."""
+    layer = zoo.SelfAttention("half", core="sdpa")
+    plain = layer.rope
+    layer.rope = lambda x, table, start: plain(x, table, start).to(dtype).float()
+    (site,) = report(layer).found
+    assert rotatable(site) == (dtype == torch.float64)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -128,7 +128,7 @@ class _Past(Buffered):
     def _check_order(self, view: GraphView, call: AttentionCall) -> None:
         """The past is not among the rows that the append writes, so that may come at any time."""
         place = view.order
-        reads = [place[node] for node in self.seen.passed if node in self.used.aliases and node is not self.buffer]
+        reads = [place[node] for node in self.seen.passed if node is not self.buffer]
         latest = min(place[self.append.node], *reads)
         if any(place[roll.node] > latest for roll in self.rolls):
             raise Refused(

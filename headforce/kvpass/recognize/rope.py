@@ -42,8 +42,8 @@ def rotary(view: GraphView, cursor: Cursor) -> Rotation | None:
     for step in walk(cursor, view):
         for form in (_complex, _lanes, _whole_vector, _per_sample):
             found = form(view, _heads_once(step))
-            if found is not None:
-                return found
+            if found is not None:  # what is rounded twice behind it is left to the graph
+                return found if step.one_cast(view) else replace(found, factors=())
     written = behind_writes(view, _heads_once(step))
     return None if written is None else _lanes(view, written)
 
