@@ -65,6 +65,7 @@ class Making:
         lane: its number. term: the store.
         parts: what is made, and where it goes.
         page: frame -> page of the region in which it lies now. old: the parts that the store held before.
+        done: how many of the lane's heads have them.
     """
 
     lane: int
@@ -72,6 +73,7 @@ class Making:
     parts: tuple[Part, ...]
     page: Mapping[int, int]
     old: tuple[Part, ...]
+    done: int = 0
 
     @property
     def new(self) -> list[Part]:

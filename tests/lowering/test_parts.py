@@ -1,6 +1,7 @@
 """Stores that keep parts of frames: what attention reads of them, against keys that were never paged nor copied."""
 
 import dataclasses
+import itertools
 
 import hypothesis.strategies as st
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 
 from headforce.errors import HeadforceError
 from headforce.kernels.rotation import INTERLEAVED, SPLIT_HALF
+from headforce.lowering.state.rows import Rows
 from headforce.lowering.state.score import load_scores
 from headforce.lowering.state.select import asks_queries, check_selections
 from headforce.lowering.stream import Event
@@ -164,6 +166,26 @@ def test_a_pool_of_all_keeps_what_is_best_of_old_and_new():
             assert min(map(like, kept)) >= max([like(s) for s in offered - set(kept)], default=-2) - MARGIN
             offered = set(kept)
     assert any(segment // 4 < 12 for segment in rig.selected())
+
+
+@pytest.mark.parametrize("fails_at", range(5))
+def test_parts_that_did_not_fit_are_made_when_the_pass_is_tried_again(fails_at, monkeypatch):
+    """Parts that change their place in a store are not lost by that, nor by heads that had them before."""
+    rule = "select(1, segments=4, source=evicted(recent), pool=all, score=mean_key_cosine) | window(1) as recent"
+    rig = rollout(rule, 3, layers=1)
+    monkeypatch.setattr("headforce.lowering.state.making.AT_ONCE", 1)  # one head at a time
+    take, count = Rows.take, itertools.count()
+
+    def failing(rows, *where):
+        if next(count) == fails_at:
+            raise torch.OutOfMemoryError
+        return take(rows, *where)
+
+    monkeypatch.setattr(Rows, "take", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        rig.begin(9, 3)
+    for start in (9, 12, 15):
+        rig.check(start, 3)
 
 
 def test_nothing_is_selected_during_the_warmup():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -73,11 +74,14 @@ def make_parts(pool: PagePool, turning: Turning) -> None:
     not known how keys were turned; nothing has changed then.
     """
     while pool.stream.making:
-        _make(pool, turning, pool.stream.making[0])
+        making = pool.stream.making[0]
+        for done in _make(pool, turning, making):
+            pool.stream.making[0] = replace(making, done=done)  # a pass that is tried again goes on from here
         del pool.stream.making[0]
 
 
-def _make(pool: PagePool, turning: Turning, making: Making) -> None:
+def _make(pool: PagePool, turning: Turning, making: Making) -> Iterator[int]:
+    """Makes the parts of some heads at a time; how many have them then, each time."""
     assert pool.regions is not None
     lane = pool.stream.lanes[making.lane]
     first, of = lane.store_page[making.term.store], making.parts[0].of
@@ -86,15 +90,18 @@ def _make(pool: PagePool, turning: Turning, making: Making) -> None:
     new = making.new
     step = max(1, AT_ONCE // (max(1, len(making.sources)) * pool.k[0].numel() * 4))
     make = find_maker(making.term.op.name)
-    for some in base.split(step):
+    done = making.done
+    for some in base[done:].split(step):
         rows = Rows(pool.k, pool.v, some, making.page, old)
         made = make(rows, making.term.op, new, turning) if new else (None, None)
-        # Parts that only change their place are read before anything is written.
+        # Whatever takes memory, and parts that only change their place, come before anything is written.
         kept = [part for part in making.parts if part.content in old]
         sources = [old[part.content] for part in kept]
-        for tensor, fresh in zip((pool.k, pool.v), made, strict=True):
-            held = rows.take(tensor, sources, of) if kept else None
+        held = [rows.take(tensor, sources, of) if kept else None for tensor in (pool.k, pool.v)]
+        for tensor, fresh, moved in zip((pool.k, pool.v), made, held, strict=True):
             if fresh is not None:
                 rows.put(tensor, [first * of + part.place for part in new], of, fresh)
-            if held is not None:
-                rows.put(tensor, [first * of + part.place for part in kept], of, held)
+            if moved is not None:
+                rows.put(tensor, [first * of + part.place for part in kept], of, moved)
+        done += len(some)
+        yield done
