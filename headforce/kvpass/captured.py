@@ -47,11 +47,12 @@ class Captured:
         given = [args[i] for i in parts.takes]
         ahead = parts.front(*args)
         moving = len(self._moving)
-        buffers = self._filled([given[i] for i in self._moving], ahead[len(ahead) - parts.made :])
-        inputs = [*given, *buffers[moving:]]
-        for i, buffer in zip(self._moving, buffers[:moving], strict=True):
-            inputs[i] = buffer
-        results = self._run(inputs, buffers)
+        with self._recorder.alone():
+            buffers = self._filled([given[i] for i in self._moving], ahead[len(ahead) - parts.made :])
+            inputs = [*given, *buffers[moving:]]
+            for i, buffer in zip(self._moving, buffers[:moving], strict=True):
+                inputs[i] = buffer
+            results = self._run(inputs, buffers)
         return tuple(results[i] if own else ahead[i] for own, i in parts.returns)
 
     def _filled(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor]:

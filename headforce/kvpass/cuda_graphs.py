@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +23,9 @@ class Recording(NamedTuple):
 class Recorder(Protocol):
     """Captures passes."""
 
+    def alone(self) -> AbstractContextManager[None]:
+        """What runs inside has buffers, and the memory of captured passes, to itself: on the device too."""
+
     def record(self, run: Callable[[], Sequence[Any]]) -> Recording:
         """Captures what `run` does. It need not have been done: the pass counts from the first replay on."""
 
@@ -38,6 +43,18 @@ class CudaGraphs:
             )
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._lock = threading.Lock()
+        self._last = torch.cuda.Event()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._lock:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(self._last)  # that of another video may still run on its own stream
+            try:
+                yield
+            finally:
+                self._last.record(stream)
 
     def record(self, run: Callable[[], Sequence[Any]]) -> Recording:
         graph = torch.cuda.CUDAGraph()

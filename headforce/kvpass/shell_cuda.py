@@ -1,7 +1,5 @@
 """The CUDA twin of a shell: `cuMemMap` of one allocation over a reserved range of device addresses.
 
-**Not run yet: written and checked against cuda.h without a GPU.** The tests marked `gpu` are its first run.
-
 The driver is called through ctypes, so there is nothing to compile. A range becomes a tensor through
 `__cuda_array_interface__` as bytes, because that interface has no name for bfloat16; the caller gives the storage its
 dtype. The storage then holds the Python object that offers the interface, and its end is the end of the range.
@@ -131,13 +129,14 @@ def physical_bytes(device: torch.device) -> int:
 def unmap_retired(device: torch.device) -> None:
     """Wait for the device, then unmap the ranges whose storages are dead."""
     device, driver = _ready(device)
-    dead = [entry for entry in list(_retired) if entry[2].device == device.index]
-    if dead:
-        torch.cuda.synchronize(device)
-    for entry in dead:
-        _retired.remove(entry)
-        start, span, chunk = entry
-        unmap_range(driver, chunk, start, span, mapped=span)
+    with _lock:
+        dead = [entry for entry in list(_retired) if entry[2].device == device.index]
+        if dead:
+            torch.cuda.synchronize(device)
+        for entry in dead:
+            _retired.remove(entry)
+            start, span, chunk = entry
+            unmap_range(driver, chunk, start, span, mapped=span)
 
 
 def map_range(driver: Driver, chunk: Chunk, span: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,12 @@ class Rerun:
     where they were captured."""
 
     def __init__(self, device: torch.device, target: str) -> None:
-        pass
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._lock:
+            yield
 
     def record(self, run: Callable[[], Sequence[Any]]) -> Recording:
         outputs = [t.clone() if isinstance(t, Tensor) else t for t in run()]

@@ -3,7 +3,7 @@
 They run on the CPU as those of `test_gpu.py` do, with a stand-in for the graphs.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -47,6 +47,34 @@ def test_replays_equal_passes_that_run(policy, device, inner):
             assert relative(rollout.generate(context, [3] * 6, seed=0), expected) < 1e-4
         assert session.launches == [36, 36]
         assert session.replays > 18
+
+
+@pytest.mark.parametrize(("device", "inner"), WAYS)
+def test_videos_side_by_side_each_on_its_own_stream(device, inner):
+    """They share graphs, buffers and the memory of captured passes, which one has to itself at a time."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model, videos = wan(sink_size=1, num_layers=2).to(device), []
+    reference, context = rollout_of(oracle_model(model, MOVING), device)
+    expected = [reference.generate(context, [3] * 4, seed=seed) for seed in (0, 1)]
+    with torch.no_grad(), headforce.prepare(model, MOVING) as session:
+        session.compile(inner=inner, blocks=blocks_on(device), cudagraphs=True)
+        for seed in (0, 1):
+            rollout, _ = rollout_of(model, device)
+            rollout.generate(context, [3] * 4, seed=seed)  # what is run for the first time is set up
+            stream = torch.cuda.Stream() if device == "cuda" else None
+            videos.append((rollout.passes(context, [3] * 4, seed=seed), stream, []))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        for _ in range(4 * 3):
+            for passes, stream, frames in videos:
+                with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                    done = next(passes)
+                    frames += [done.x0] * done.clean
+        if device == "cuda":
+            torch.cuda.synchronize()
+        assert session.replays > 12
+        for (_, _, frames), wanted in zip(videos, expected, strict=True):
+            assert relative(torch.cat(frames, dim=2), wanted) < 1e-4
 
 
 @contextmanager
