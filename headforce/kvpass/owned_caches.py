@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,13 @@ from ..lowering.state.making import make_parts
 from ..lowering.state.select import check_selections
 from ..lowering.stream import Decider, Event, Stream
 from ..lowering.verify import Contents, check_plan, check_tables, write_plan
-from ..policy import Answer, Chunk, Rule
+from ..policy import Answer, Chunk, FrameSet, Rule
 from .capture import Change, LayerCache
 from .head_classes import HeadClasses
 from .kept_queries import KeptQueries
 from .layers import OBSERVED, Caches, Layer, PassFacts, RopeTables, owned
 from .shell import make_shell
-from .site import Site
+from .site import PREFILL, Site
 
 if TYPE_CHECKING:
     from .session import Session
@@ -81,16 +82,26 @@ class OwnedCaches(Caches):
         return any(cache.in_use and cache.tensors()[0] is shells[0] for cache, shells in pairs)
 
     def release(self) -> None:
-        """Gives up pools and registration, and puts ordinary empty tensors back into the model's caches."""
+        """Gives up pools and registration, and puts ordinary empty tensors back into the model's caches.
+
+        Where these do not fit, the caches get tensors without rows, which the model cannot use unseen, and the error
+        comes when everything is released.
+        """
+        self.stream = self.pool = None  # first: what comes back is larger
+        failed: RuntimeError | None = None
         for cache, shells in zip(self.caches, self.shells, strict=True):
             for shell in shells:
                 owned.pop((shell.device, shell.untyped_storage().data_ptr()), None)
             if cache.tensors()[0] is shells[0]:
                 # Nobody sees what a cache holds that is not in use, and whole ones may not fit beside another stream's.
-                sizes = [shell.shape if cache.in_use else (0,) for shell in shells]
-                pairs = zip(sizes, shells, strict=True)
-                cache.give_back(*(torch.zeros(size, dtype=t.dtype, device=t.device) for size, t in pairs))
-        self.stream = self.pool = None
+                whole = cache.in_use and failed is None
+                try:
+                    cache.give_back(*(_zeros(shell, whole) for shell in shells))
+                except RuntimeError as error:
+                    failed = error
+                    cache.give_back(*(_zeros(shell, whole=False) for shell in shells))
+        if failed is not None:
+            raise failed
 
     def see_reset(self) -> None:
         if self.running and self.caches[0].is_empty():
@@ -178,6 +189,8 @@ class OwnedCaches(Caches):
             self._bind(site.heads, shape, native)
         self._check_alike(layer, site, shape, native)
         plan = self._advance(facts, site, anew)
+        if site.cache.kind == PREFILL:
+            _check_prefill(layer, plan)
         if layer.checked is not plan:
             self._check_native(layer, facts, native)
         if self._checked is not plan:
@@ -314,3 +327,26 @@ class OwnedCaches(Caches):
                 + (f" and keeps {facts.sink} rows in front" if facts.sink is not None else ""),
                 needed=f"{expected} rows, which is what its adapter's rule {native} says",
             )
+
+
+def _zeros(shell: Tensor, whole: bool) -> Tensor:
+    with torch.inference_mode(False):  # whoever restores inside it may go on outside
+        return torch.zeros(shell.shape if whole else (0,), dtype=shell.dtype, device=shell.device)
+
+
+def _check_prefill(layer: Layer, plan: ChunkPlan) -> None:
+    """HF-CACHE-FORM for a pass that attends to its own rows alone where heads of the layer read others."""
+    read = FrameSet.of(
+        int(frame)
+        for number in np.unique(plan.which[layer.number])
+        for reading in plan.heads[number].readings
+        for frame in reading.frames[:, 0]
+    )
+    if read:
+        raise HeadforceError(
+            "HF-CACHE-FORM",
+            site=f"layer {layer.number}",
+            found=f"a pass at frame {plan.chunk.start} that attends to its own rows alone, and a policy that reads "
+            f"frames {read}",
+            needed="a model that reads its cache in every pass but those at frame 0",
+        )

@@ -123,13 +123,16 @@ class Session:
         self._paused = False
         self._over = False
         self._installed = adapter.install(model)
-        self._uncompiled: dict[nn.Module, tuple[Any]] = {}  # what was called before `compile`
+        # What was called before `compile`.
+        self._uncompiled: weakref.WeakKeyDictionary[nn.Module, tuple[Any]] = weakref.WeakKeyDictionary()
         self._hooks = [
             model.register_forward_pre_hook(torch._dynamo.disable(self._before), with_kwargs=True),
             model.register_forward_hook(torch._dynamo.disable(self._after), with_kwargs=True, always_call=True),
         ]
         self._guard = GuardedForward(model, self)
         _SESSIONS[model] = self
+        # Caches are registered by their memory, not by the model: without it nobody would give them up.
+        weakref.finalize(model, self._streams.release).atexit = False
 
     # --- around every call of the model --------------------------------------------------------------------------
 
@@ -355,15 +358,15 @@ class Session:
         self._installed.close()
         for module, before in self._uncompiled.items():
             compile_in_place(module, before)
+        model = self._model()
+        if model is not None:
+            _SESSIONS.pop(model, None)
         if not self._streams.release():
             log.warning(
                 "headforce: restore() in the middle of a video: what the caches of %s held is gone, and nothing in "
                 "them says so. Begin the video anew.",
                 self._name,
             )
-        model = self._model()
-        if model is not None:
-            _SESSIONS.pop(model, None)
 
     def __enter__(self) -> Session:
         return self

@@ -73,7 +73,8 @@ class Roll:
     """Eviction inside the graph: rows `source` are moved to `target` before the new rows are written.
 
     Proved: the move is towards the front and the new rows leave no gap behind `target`. Not to be proved in the graph:
-    that `source` ends with the last row held. Whoever keeps the state compares `source.stop` with what it holds.
+    that `source` ends with the last row held. It does where what is written next is the next frame, by a clock that
+    counts evicted rows (`Layer.rows_evicted`).
     """
 
     source: Rows

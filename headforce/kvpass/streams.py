@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ..errors import HeadforceError
@@ -67,12 +68,12 @@ class Streams:
     def release(self) -> bool:
         """Ends all of them. False if the model cannot tell that what its caches held is gone."""
         emptied = []
-        for caches in self.all:
-            begun = isinstance(caches, OwnedCaches) and caches.running
-            caches.release()
-            if begun:
-                emptied += [cache.forget() for cache in caches.caches]
-        self.all = []
+        with ExitStack() as ended:  # every one of them, whatever becomes of another
+            for caches in self.all:
+                if isinstance(caches, OwnedCaches) and caches.running:
+                    emptied += [cache.forget() for cache in caches.caches]
+                ended.callback(caches.release)
+            self.all = []
         return all(emptied)
 
     def running(self, kv_cache: Sequence[Any] | None) -> list[OwnedCaches]:

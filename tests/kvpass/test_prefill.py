@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import headforce
-from examples.causal_wan import allocate_crossattn_cache, allocate_kv_cache, reset_caches
+from examples.causal_wan import Rollout, allocate_crossattn_cache, allocate_kv_cache, reset_caches
 from examples.causal_wan.attention import SelfAttention
 from examples.causal_wan.rope import rope_angles, rotate
+from headforce import HeadforceError
 from headforce.kvpass.site import PREFILL
 from headforce.policy import Policy
 from headforce.testing import zoo
@@ -96,15 +97,15 @@ def test_what_is_not_a_prefill_is_refused(protocol, code):
     assert only.refused[0].code == code
 
 
-def masked_fill(attention, x, rope, grid, kv_cache):
-    """Fills an empty cache, and attends to the rows themselves under a mask over their frames."""
-    cos, sin = rope_angles(rope, 0, grid)
+def masked_fill(attention, x, rope, grid, kv_cache, start=0):
+    """Fills a cache from row `start` on, and attends to the rows themselves under a mask over their frames."""
+    cos, sin = rope_angles(rope, start // (grid[1] * grid[2]), grid)
     q, (k, v) = rotate(attention.query(x), cos, sin), attention.key_value(x)
     k = rotate(k, cos, sin)
     n = k.shape[1]
-    kv_cache["k"][:, :n] = k
-    kv_cache["v"][:, :n] = v
-    kv_cache["global_end_index"] = kv_cache["local_end_index"] = n
+    kv_cache["k"][:, start : start + n] = k
+    kv_cache["v"][:, start : start + n] = v
+    kv_cache["global_end_index"] = kv_cache["local_end_index"] = start + n
     frame = torch.arange(n) // (grid[1] * grid[2])
     y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=frame[:, None] >= frame)
     return attention.o(y.transpose(1, 2).flatten(2))
@@ -167,6 +168,28 @@ def test_a_cache_filled_for_every_block_is_bitwise_under_native(mode):
         assert session.report.count("refused") == session.misses == 0
         assert session.report.graphs <= 5
     assert all(torch.equal(a, b) for a, b in zip(served(model, model.config), eager, strict=True))
+
+
+class Blind(SelfAttention):
+    """Writes every pass into the cache and reads none of them."""
+
+    def forward(self, x, rope, grid, kv_cache, current_start):
+        return masked_fill(self, x, rope, grid, kv_cache, current_start)
+
+
+@pytest.mark.parametrize(("rule", "refused"), [("window(1)", True), ("drop()", False)])
+def test_a_pass_behind_frame_0_that_reads_no_cache_is_refused_where_the_policy_reads_frames(rule, refused):
+    model = with_attention(wan(num_layers=2), Blind)
+    policy = Policy.loads(f"headforce: 0\nclasses: {{a: {rule}}}\ndefault: a")
+    with headforce.prepare(model, policy) as session:
+        session.compile(inner="eager")
+        rollout = Rollout(model, model.config, (1000.0,))
+        if refused:
+            with pytest.raises(HeadforceError, match=r"HF-CACHE-FORM.*layer 0.*at frame 3.*reads frames 2"):
+                rollout.generate(text(model.config), [3, 3])
+        else:
+            rollout.generate(text(model.config), [3, 3])
+        assert session.launches == ([2, 2] if refused else [4, 4])
 
 
 POLICY = """

@@ -14,10 +14,11 @@ import headforce
 from examples.causal_wan import Rollout
 from examples.one_call import first_chunk
 from headforce import HeadforceError
+from headforce.kvpass import owned_caches
 from headforce.kvpass.capture import LayerCache
 from headforce.kvpass.capture.boxes import IndexBox
 from headforce.kvpass.capture.dict_cache import DictCache
-from headforce.kvpass.layers import Layer
+from headforce.kvpass.layers import Layer, owned, viewed
 from headforce.kvpass.lower import MOST_SITES, _target_of
 from headforce.kvpass.options import read_options
 from headforce.kvpass.owned_caches import OwnedCaches
@@ -236,6 +237,61 @@ def test_a_session_outlives_its_model() -> None:
     with pytest.raises(HeadforceError, match="HF-PREPARED"):
         session.model  # noqa: B018
     session.restore()
+
+
+@pytest.mark.parametrize("mode", ["owned", "view"])
+def test_what_a_model_held_goes_with_it(mode: str) -> None:
+    """Caches are registered by their memory, for which nobody asks any more."""
+    model = wan()
+    session = headforce.prepare(model, policy=A, mode=mode)
+    session.compile(inner="eager")
+    rollout = Rollout(model, model.config, (1000.0,))
+    rollout.generate(text(model.config), [3])
+    known, before = (owned, viewed)[mode == "view"], weakref.ref(session.cache_sets[0])
+    count = len(known)
+    gone = weakref.ref(model)
+    del model, rollout, session
+    torch._dynamo.reset()
+    gc.collect()
+    assert gone() is None
+    gc.collect()  # what the model was the last to hold
+    assert before() is None
+    assert len(known) < count
+
+
+def test_restore_without_room_for_the_models_caches_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wan(num_layers=2)
+    session = headforce.prepare(model, policy=A)
+    session.compile(inner="eager")
+    rollout = Rollout(model, model.config, (1000.0,))
+    rollout.generate(text(model.config), [3])
+    zeros = owned_caches._zeros
+
+    def full(shell: torch.Tensor, whole: bool) -> torch.Tensor:
+        if whole:
+            assert session.pool_bytes == 0  # room was made first
+            raise torch.OutOfMemoryError
+        return zeros(shell, whole)
+
+    monkeypatch.setattr(owned_caches, "_zeros", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        session.restore()
+    monkeypatch.undo()
+    assert [cache["k"].shape for cache in rollout.kv_cache] == [(0,)] * 2
+    with headforce.prepare(model, policy=A) as again:
+        again.compile(inner="eager")
+        Rollout(model, model.config, (1000.0,)).generate(text(model.config), [3])
+
+
+def test_caches_that_are_given_back_in_inference_mode_are_ordinary_tensors() -> None:
+    model = wan()
+    with torch.inference_mode():
+        session = headforce.prepare(model, policy=A)
+        session.compile(inner="eager")
+        rollout = Rollout(model, model.config, (1000.0,))
+        rollout.generate(text(model.config), [3])
+        session.restore()
+    assert not any(cache[name].is_inference() for cache in rollout.kv_cache for name in ("k", "v"))
 
 
 def test_restore_in_the_middle_of_a_video_empties_its_caches() -> None:

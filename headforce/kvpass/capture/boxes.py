@@ -52,9 +52,10 @@ class BoxedDictCache(DictCache):
 
     def give_back(self, k: Tensor, v: Tensor) -> None:
         super().give_back(k, v)
-        for name in self.indices:
-            if isinstance(self.cache[name], IndexBox):
-                self.cache[name] = torch.tensor([self.cache[name].value], dtype=torch.long, device=k.device)
+        with torch.inference_mode(False):  # whoever restores inside it may go on outside
+            for name in self.indices:
+                if isinstance(self.cache[name], IndexBox):
+                    self.cache[name] = torch.tensor([self.cache[name].value], dtype=torch.long, device=k.device)
 
     def is_empty(self) -> bool:
         return int(self.cache["global_end_index"].item()) == 0

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, LayerCache
@@ -83,8 +85,9 @@ class WanAdapter(Adapter):
         attention = causal["attention"]
         behind = namespace_of(attention)
         with (
+            _counted(),
             patched(causal, "math", MATH),
-            patched(cross, "flash_attention", _through(attention)),
+            patched(cross, "flash_attention", _through(attention, cross.get("flash_attention"))),
             patched(behind, "FLASH_ATTN_2_AVAILABLE", False),
             patched(behind, "FLASH_ATTN_3_AVAILABLE", False),
         ):
@@ -107,11 +110,30 @@ def variables_of(module: nn.Module) -> tuple[str, ...]:
     return () if code is None else code.co_varnames
 
 
-def _through(attention: Any) -> Any:
-    """`flash_attention` by the repository's own attention without it; like that, it does not mask by text length."""
+_THREAD = threading.local()
 
-    def flash_attention(q: Tensor, k: Tensor, v: Tensor, k_lens: Tensor | None = None, **_: Any) -> Tensor:
-        result: Tensor = attention(q, k, v)
+
+@contextlib.contextmanager
+def _counted() -> Iterator[None]:
+    """Calls of prepared models that are under way in this thread are counted."""
+    before = getattr(_THREAD, "calls", 0)
+    _THREAD.calls = before + 1
+    try:
+        yield
+    finally:
+        _THREAD.calls = before
+
+
+def _through(attention: Any, original: Any) -> Any:
+    """`flash_attention` by the repository's own attention without it; like that, it does not mask by text length.
+
+    Modules are everybody's: a model that another thread runs meanwhile, uncompiled, gets the `original`. The flags for
+    flash-attn hold for it too.
+    """
+
+    def flash_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        ours = torch.compiler.is_compiling() or getattr(_THREAD, "calls", 0) > 0
+        result: Tensor = attention(q, k, v) if ours else original(q, k, v, *args, **kwargs)
         return result
 
     return flash_attention

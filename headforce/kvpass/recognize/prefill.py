@@ -5,7 +5,7 @@ Accepted, with the buffer `cache` as in the append protocol, whatever the mask:
     cache[:, :n] = k;  attention(q, k, v, ...)
     cache[:, :n] = k;  attention(pad(q), pad(k), pad(v), mask)[:, :n]         # pad(x): cat([x, zeros], 1)
 
-The call has no past, so it stays as it is; only the writes are of interest. Whether the model reads no past there,
+The call has no past, so it stays as it is; only the writes are of interest. Whether the policy reads none there either,
 which holds at frame 0 alone, is checked when the graph runs. Counter-examples: a cache that something reads, is
 written twice or takes other values than attention reads (then this is of no known form); K and V written to different
 rows (HF-KV-RANGE).
