@@ -223,7 +223,8 @@ CATALOGUE: dict[str, Entry] = {
     "HF-OWNED": Entry(
         "A site was recognised, but its cache cannot be owned.",
         "The message names the form that was found; docs/models.md lists those that can be owned.",
-        "A past joined by cat, grouped K/V heads, or keys rotated when read: forms that view mode takes.",
+        "A past joined by cat, keys rotated when read, or rules that differ between heads that share a K/V head: forms "
+        "that view mode takes.",
     ),
     "HF-FRAME": Entry(
         "The rows of a pass are not a whole number of frames.",

@@ -193,8 +193,9 @@ def _rotate_and_write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
 
 
 def rotatable(site: Site) -> bool:
-    """Whether the graph shows all that it takes to rotate query and key without it."""
-    return site.rope is not None and bool(site.rope.query_factors and site.rope.key_factors)
+    """Whether the graph shows all that it takes to rotate query and key, head by head, without it."""
+    rope = site.rope
+    return rope is not None and bool(rope.query_factors and rope.key_factors) and site.heads == site.kv_heads
 
 
 def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, target: str) -> Node:

@@ -41,7 +41,9 @@ def outlook(policy: Policy, ran: Sequence[Ran], adapter: Adapter | None, model: 
         count = max(1, min(count, policy.horizon // facts.frames))
     schedule = Schedule((facts.frames,) * count)
     frame_bytes = facts.batch * facts.rows * (site.head_dim + site.value_dim) * site.cache.dtype.itemsize
-    size = footprint(bound, schedule, frame_bytes)
+    share = site.heads // site.kv_heads
+    owned = not why_not(bound.shared, share)  # else every query head would need pages of its own
+    size = footprint(bound.shared(share) if owned else bound, schedule, frame_bytes)
     plans = list(preview(bound, schedule))
     last = plans[-1]
     dense = len(native.frames(last.chunk, last.chunk.start)) + facts.frames
@@ -62,7 +64,7 @@ def outlook(policy: Policy, ran: Sequence[Ran], adapter: Adapter | None, model: 
             for (name, rule), heads in classes.items()
         ),
         pool_bytes=size.pool_bytes,
-        dense_bytes=size.dense_bytes,
+        dense_bytes=size.dense_bytes if owned else size.dense_bytes // share,
         not_viewed=unviewed or why_not(_check_kept, plans, native),
         flops=sum(kept + facts.frames for row in reads for kept in row) / (cells * dense),
     )

@@ -180,7 +180,8 @@ class OwnedCaches(Caches):
         anew = self.change is Change.ANEW
         facts = self.counted(facts)
         evicted = layer.rows_evicted(facts)
-        shape = PageShape(facts.batch, facts.rows, site.head_dim, site.value_dim, site.cache.dtype, facts.device)
+        width, share = (site.head_dim, site.value_dim), site.heads // site.kv_heads
+        shape = PageShape(facts.batch, facts.rows, *width, site.cache.dtype, facts.device, share)
         native = self.session.native(facts.cache_rows, facts.rows)
         if facts.start == 0 and (not self.running or self._begins_anew(facts)):
             self._begin_video(native)
@@ -203,12 +204,20 @@ class OwnedCaches(Caches):
         """The first site shows what the policy is for."""
         policy = self.session.policy
         of_model = {"layers": len(self.layers), "heads": heads, "tokens": shape.rows}
+        if shape.share > 1 and self.queries is not None:
+            raise HeadforceError(
+                "HF-OWNED",
+                found=f"a policy that decides from queries, and {shape.share} query heads for each K/V head",
+                needed="a query head for each K/V head, or a policy that decides from keys",
+            )
         if policy.classify is not None:
             policy.classify.count(of_model["layers"] * of_model["heads"])
             assert self.queries is not None
             self.heads = HeadClasses(policy, self.queries, of_model, native)
             policy = policy.undecided()
         bound = policy.bind(**of_model, native=native)
+        if shape.share > 1:
+            bound = bound.shared(shape.share)
         check_selections(bound)
         stream = Stream(bound, shape.batch)
         self.pool = PagePool(stream, shape, canonical=self.session.canonical)
@@ -253,7 +262,7 @@ class OwnedCaches(Caches):
 
     def frames_at(self, layer: Layer, batch: int, head: int, row: int, rows: int) -> str:
         assert self.pool is not None
-        return self.pool.frames_at((layer.number, batch, head), row, rows)
+        return self.pool.frames_at((layer.number, batch, head // self.pool.shape.share), row, rows)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
         """Pools and theta, then (reads, runs, pages) of each layer; and what an observed graph takes besides."""
@@ -291,11 +300,11 @@ class OwnedCaches(Caches):
         assert self.stream is not None
         assert self.pool is not None
         policy = self.stream.policy
-        if site.heads != policy.heads:
+        if site.kv_heads != policy.heads:
             raise HeadforceError(
                 "HF-SHAPE",
                 site=f"layer {layer.number}",
-                found=f"{site.heads} heads",
+                found=f"{site.kv_heads} heads",
                 needed=f"{policy.heads}, as in the layer that ran first",
             )
         if native != policy.native and policy.reads_native:

@@ -26,7 +26,8 @@ AT_ONCE = 256
 
 @dataclass(frozen=True)
 class PageShape:
-    """What a page is: `rows` rows (tokens of a frame) of `head_dim` keys and `value_dim` values."""
+    """What a page is: `rows` rows (tokens of a frame) of `head_dim` keys and `value_dim` values, of one K/V head that
+    `share` query heads read."""
 
     batch: int
     rows: int
@@ -34,6 +35,7 @@ class PageShape:
     value_dim: int
     dtype: torch.dtype
     device: torch.device
+    share: int = 1
 
 
 def processors_of(device: torch.device) -> int:
@@ -93,8 +95,9 @@ class PagePool:
             self._lay_out()
         assert self.regions is not None
         shape, processors = self.shape, processors_of(self.shape.device)
-        tables = build_tables(self.stream, self.regions, shape.rows, self.canonical, processors)
+        tables = build_tables(self.stream, self.regions, shape.rows, self.canonical, processors, shape.share)
         _, batch, heads = self.regions.base.shape
+        heads *= shape.share
         assert self.stream.chunk is not None
         tokens = (self.stream.chunk.lead + tables.pages.shape[-1]) * shape.rows
         room = part_tiles(tables.reads.shape[1], batch * heads, tokens, processors)

@@ -56,7 +56,7 @@ class Tables:
     Attributes:
         reads: [L, B * H * G, 8], see `READ_FIELDS`; G is the most readings that a head may have.
         runs: [L, B * H * R, 3], see `RUN_FIELDS`; R is the most runs that a head may have.
-        pages: [L, B * H, n], the page of every frame of the current chunk.
+        pages: [L, B * H', n], the page of every frame of the current chunk, for the H' heads of K and V.
     """
 
     reads: Ints
@@ -64,8 +64,10 @@ class Tables:
     pages: npt.NDArray[np.int64]
 
 
-def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool, processors: int = 0) -> Tables:
-    """The tables of the stream's current chunk, for pages of `rows` rows.
+def build_tables(
+    stream: Stream, regions: Regions, rows: int, canonical: bool, processors: int = 0, share: int = 1
+) -> Tables:
+    """The tables of the stream's current chunk, for pages of `rows` rows that `share` query heads each read.
 
     With `canonical`, keys are read in the order of their frames, the chunk last; otherwise in the order of the pages,
     which makes longer runs.
@@ -77,7 +79,8 @@ def build_tables(stream: Stream, regions: Regions, rows: int, canonical: bool, p
         [_runs(reading, stream.chunk if plan.reads_chunk else None, lane, rows, canonical) for reading in plan.readings]
         for lane, plan in zip(stream.lanes, plans, strict=True)
     ]
-    reads, runs = fill(stream.chunk, plans, parts, stream.lane_of, regions.base * rows, rows, _room(stream), processors)
+    lane_of, base = np.repeat(stream.lane_of, share, axis=2), np.repeat(regions.base * rows, share, axis=2)
+    reads, runs = fill(stream.chunk, plans, parts, lane_of, base, rows, _room(stream), processors)
     layers, batch, heads = regions.base.shape
     pages = np.zeros((layers, batch, heads, stream.chunk.frames), dtype=np.int64)
     for i, lane in enumerate(stream.lanes):

@@ -137,6 +137,25 @@ class BoundPolicy:
         rules = [r for rule in self.distinct for r in (rule.rule, rule.warmup) if r is not None]
         return any(isinstance(term.op, Native) for rule in rules for term in rule.terms)
 
+    def shared(self, heads: int) -> BoundPolicy:
+        """The policy of the K/V heads, of each of which `heads` adjacent query heads read.
+
+        Raises HF-OWNED for query heads that read of one and remember differently.
+        """
+        for layer, row in enumerate(self.rules):
+            for first in range(0, len(row), heads):
+                other = next((h for h in range(first, first + heads) if row[h].text != row[first].text), None)
+                if other is not None:
+                    raise HeadforceError(
+                        "HF-OWNED",
+                        site=f"layer {layer}",
+                        found=f"heads {first} and {other}, which share a K/V head, under {row[first].rule} and "
+                        f"{row[other].rule}",
+                        needed=f"one class for every {heads} heads that share one, or view mode",
+                    )
+        rules = tuple(row[::heads] for row in self.rules)
+        return BoundPolicy(self.policy, rules, tuple(row[::heads] for row in self.classes), self.native)
+
     def check_horizon(self, chunk: Chunk) -> None:
         """HF-HORIZON if the chunk goes past the policy's horizon."""
         horizon = self.policy.horizon

@@ -106,7 +106,7 @@ class Recipe:
     def ownable(self) -> bool:
         """Whether K and V of the layer may live in our pools."""
         appends = zoo.PROTOCOLS[self.protocol][1] == "append"
-        return self.fault is None and appends and self.kv_heads == HEADS and not self.raw
+        return self.fault is None and appends and not self.raw
 
     def possible(self) -> bool:
         """Whether the parts go together."""

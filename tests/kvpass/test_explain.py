@@ -152,7 +152,7 @@ def test_refusals_come_with_code_and_place() -> None:
 
 
 def test_why_a_site_cannot_be_owned() -> None:
-    layer = zoo.SelfAttention(core="sdpa_gqa")
+    layer = zoo.SelfAttention(core="sdpa_gqa", raw_cache=True)
     x, start = next(zoo.inputs(1))
     (site,) = headforce.explain(layer, x, layer.new_cache(), start).sites
     assert site.not_owned.startswith("[HF-OWNED]")
