@@ -96,11 +96,10 @@ def measure(settings: Settings, progress: Progress, stack: ExitStack) -> Measure
 
 
 def _predicted(sides: Sides, chunks: int, frame_bytes: int) -> tuple[int, int]:
-    """Bytes in the last chunk and at most, as `headforce plan` has them for a stream that sees the largest need."""
+    """Bytes in the last chunk and at most, as `headforce plan` has them."""
 
     def size(policy: BoundPolicy) -> Footprint:
-        longest = max(sum(1 for _ in policy.endless(rule, CHUNK)) for rule in policy.distinct)
-        return footprint(policy, Schedule((CHUNK,) * max(chunks, longest)), frame_bytes)
+        return footprint(policy, Schedule((CHUNK,) * chunks), frame_bytes)
 
     peak, after = size(sides.first).pool_bytes, size(sides.bound)
     warmup = sides.given.warmup.chunks if sides.given.warmup else 0

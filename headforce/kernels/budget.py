@@ -32,8 +32,9 @@ class Budget:
         return error if error < float("inf") else float("inf")
 
     def holds(self, result: Tensor) -> bool:
-        """Whether a result is within the budget."""
-        return self.error(result) <= self.limit
+        """Whether a result is within the budget. None is where what is read is not finite."""
+        error = self.error(result)
+        return error < float("inf") and error <= self.limit
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -66,7 +66,7 @@ class ViewPlans:
         room = part_tiles(arrays[0].shape[1], facts.batch * heads, tokens, processors)
         check_bounds(*arrays, batch=facts.batch, heads=heads, tokens=tokens, rows=rows, part_tiles=room)
         if self.verify:
-            check_operands(planner.policy, plan, arrays, held, facts.rows)
+            check_operands(planner.policy, plan, arrays, held, facts.rows, facts.batch)
         with torch.inference_mode(False):
             reads, runs = (torch.from_numpy(array).to(facts.device).unbind(0) for array in arrays)
         self._made[key] = plan, (reads, runs)

@@ -12,6 +12,7 @@ from typing import ClassVar
 from ..errors import HeadforceError
 from .frameset import EMPTY, FrameSet
 from .op import arguments
+from .ops.native import Native
 from .rule import Rule
 
 YES_NO = ("yes", "no")
@@ -177,5 +178,6 @@ class Amended:
 
 
 def _sink(rule: Rule, kept: str, committed: int) -> FrameSet:
-    sizes = [term.op.size for term in rule.terms if term.op.name == "sink"]  # type: ignore[attr-defined]
+    terms = [of for term in rule.terms for of in (term.op.rule.terms if isinstance(term.op, Native) else (term,))]
+    sizes = [term.op.size for term in terms if term.op.name == "sink"]  # type: ignore[attr-defined]
     return FrameSet.interval(0, min(committed, max(sizes, default=0))) if kept == "yes" else EMPTY

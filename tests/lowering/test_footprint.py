@@ -10,6 +10,7 @@ from headforce.lowering.footprint import DTYPE_BYTES, footprint
 from headforce.lowering.plan import Planner
 from headforce.lowering.preview import preview, to_json
 from headforce.policy import Policy, Schedule, Warmup, parse_rule
+from headforce.testing.rig import Rig
 from headforce.testing.strategies import policies, schedules
 
 NATIVE = parse_rule("span(21)")
@@ -57,7 +58,7 @@ def test_without_a_native_rule_nothing_is_compared():
 
 def test_a_model_that_reads_everything():
     size = sizes(Policy({}, horizon=30), "3x5", native=parse_rule("everything()"))
-    assert size.dense_bytes == size.pool_bytes == 15
+    assert size.dense_bytes == size.pool_bytes == 30  # a session does not know that the stream ends before
 
 
 def test_dtypes():
@@ -108,7 +109,7 @@ def test_json_of_a_small_plan():
         "steady_bytes": 16,
         "current_bytes": 16,
         "pool_bytes": 32,
-        "dense_bytes": 32,
+        "dense_bytes": 21 * 8,
     }
 
 
@@ -143,3 +144,28 @@ def test_stores_are_shown_at_their_busiest():
 def test_past_the_horizon():
     with pytest.raises(HeadforceError, match="HF-HORIZON"):
         sizes(Policy({"a": parse_rule("sink(1)")}, "a", horizon=10), "3x4")
+
+
+SPARSE = 'sink(1) | stride(6, phase="query", last=4)'
+
+
+@pytest.mark.parametrize(
+    ("rule", "warmup"),
+    [
+        ("stride(12, phase=0, last=6) | window(1)", None),
+        (SPARSE, None),
+        ("window(1)", Warmup(2, parse_rule("window(6)"))),
+        (SPARSE, Warmup(2, parse_rule("window(6)"))),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["3x4", "3x30", "1,3,3,3", "2,5,2"])
+def test_bytes_are_those_of_the_pools_however_short_the_plan_is(rule, warmup, schedule):
+    policy = Policy({"a": parse_rule(rule)}, "a", warmup=warmup)
+    rig, held = Rig(policy.bind(layers=1, heads=1)), []
+    for chunk in Schedule.parse(schedule):
+        rig.run(chunk.start, chunk.frames)
+        held.append(rig.pool.k.shape[0])
+    size = sizes(policy, schedule)
+    assert size.pool_bytes == max(held)
+    if warmup is not None and schedule != "2,5,2":  # there no chunk behind the warm-up is as long as one in it
+        assert size.steady_bytes + size.current_bytes == held[-1]

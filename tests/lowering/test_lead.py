@@ -102,10 +102,10 @@ def test_operands_of_the_model_have_rows_for_both():
     reads, runs = operand_tables(plan, past, 3, 1)
     rows = sorted((row, row + count) for row, count in reads[0][:, 2:4].tolist() if count)
     assert rows == [(0, 9), (9, 12)]
-    check_operands(policy, plan, (reads, runs), past, 3)
+    check_operands(policy, plan, (reads, runs), past, 3, 1)
     reads[0][:, 2] += 3
     with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
-        check_operands(policy, plan, (reads, runs), past, 3)
+        check_operands(policy, plan, (reads, runs), past, 3, 1)
 
 
 @pytest.mark.parametrize("again", [False, True])

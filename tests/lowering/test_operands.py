@@ -51,7 +51,7 @@ def test_is_attention_over_what_the_oracle_says_or_refused(
             operand_tables(plan, past, 3, batch)
         return
     reads, runs = operand_tables(plan, past, 3, batch)
-    check_operands(bound, plan, (reads, runs), past, 3)
+    check_operands(bound, plan, (reads, runs), past, 3, batch)
     operands = Operands(past, chunk, batch=batch, kv_heads=kv_heads, style=style, value_dim=5)
     for layer in range(LAYERS):
         out = operands.attention(reads[layer], runs[layer], target)
@@ -74,7 +74,7 @@ def example(start=9, batch=1):
 @pytest.mark.parametrize("change", ["row", "rows", "shift", "lost", "query"])
 def test_faulty_tables_are_seen(change):
     policy, plan, past, (reads, runs) = example()
-    check_operands(policy, plan, (reads, runs), past, 3)
+    check_operands(policy, plan, (reads, runs), past, 3, 1)
     if change == "lost":
         reads[0, 0, 5] -= 1
     elif change == "query":
@@ -82,7 +82,14 @@ def test_faulty_tables_are_seen(change):
     else:
         runs[0, 0, ["row", "rows", "shift"].index(change)] += 3 if change != "shift" else 1
     with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
-        check_operands(policy, plan, (reads, runs), past, 3)
+        check_operands(policy, plan, (reads, runs), past, 3, 1)
+
+
+def test_tables_of_too_few_videos_are_seen():
+    """Nothing names the rows of the other one, which would then be zeros."""
+    policy, plan, past, tables = example(batch=1)
+    with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
+        check_operands(policy, plan, tables, past, 3, 2)
 
 
 def test_a_plan_that_is_not_the_oracles_is_seen():
@@ -90,7 +97,7 @@ def test_a_plan_that_is_not_the_oracles_is_seen():
     other = Policy({"b": parse_rule("window(2)")}, default="b").bind(layers=1, heads=HEADS)
     plan = Planner(other).plan(Chunk(3, 9, 3))
     with pytest.raises(HeadforceError, match="HF-VERIFY-PLAN"):
-        check_operands(policy, plan, operand_tables(plan, past, 3, 1), past, 3)
+        check_operands(policy, plan, operand_tables(plan, past, 3, 1), past, 3, 1)
 
 
 @pytest.mark.parametrize("target", ["sdpa", "reference"])

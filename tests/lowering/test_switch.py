@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from headforce.errors import HeadforceError
 from headforce.lowering.stream import Event
-from headforce.policy import Cut, Flush, KeepAll, Policy, Recache, Warmup, parse_answer, parse_rule
+from headforce.policy import Cut, Flush, FrameSet, KeepAll, Policy, Recache, Warmup, parse_answer, parse_rule
 from headforce.testing.parts_rig import PartsRig
 from headforce.testing.rig import DOUBLE
 from headforce.testing.strategies import rules
@@ -343,3 +343,13 @@ def test_a_frame_that_was_discarded_is_not_the_newest():
     assert expected != sorted(sorted(candidates, key=lambda s: -like(s, 8))[:4])
     rig.check(8, 3)  # frame 8 of the pass before is discarded; frame 7 is the newest that is history
     assert rig.selected() == expected
+
+
+@pytest.mark.parametrize("answer", [Flush(2), Recache(2)])
+def test_native_keeps_the_sink_of_the_model(answer):
+    """The rule of an unmodified model survives a switch as the same rule written out does."""
+    written = parse_rule("sink(3) | span(9)")
+    bound = Policy({}).bind(layers=1, heads=1, native=written)
+    (rule,) = bound.distinct
+    assert answer.survivors(rule.rule, 30) == answer.survivors(written, 30)
+    assert FrameSet.interval(0, 3) - answer.survivors(written, 30) == FrameSet()

@@ -1,5 +1,7 @@
 """The checker: that it catches what it claims to, says where, and leaves a folder that shows it again."""
 
+import ast
+import runpy
 import subprocess
 import sys
 import time
@@ -8,13 +10,16 @@ import pytest
 import torch
 
 from headforce.errors import HeadforceError
+from headforce.lowering.stream import Stream
 from headforce.lowering.verify import Verification, deviation
 from headforce.lowering.verify.case import Case
-from headforce.lowering.verify.failure import write_launch
+from headforce.lowering.verify.failure import write_launch, write_plan
 from headforce.lowering.verify.shrink import shrink
 from headforce.lowering.watch import Launch, watching
-from headforce.testing.fault_matrix import caught
-from headforce.testing.faults import FAULTS, LEVELS
+from headforce.policy import BUSIEST, Policy, Schedule, parse_rule
+from headforce.testing import fault_matrix
+from headforce.testing.fault_matrix import NONE, caught
+from headforce.testing.faults import FAULTS, FULL, IDENTITY, LEVELS, PLAN, SITE
 from headforce.testing.rig import Rig, mixed
 
 
@@ -48,6 +53,17 @@ def test_every_level_catches_the_faults_that_it_claims_to(name):
     assert {level for level in LEVELS if level in fault.claimed and not caught(fault, level)} == set()
 
 
+@pytest.mark.parametrize(("level", "broken"), [(PLAN, "check_plan"), (SITE, "deviation"), (FULL, "deviation")])
+def test_an_assertion_that_breaks_within_a_level_is_no_detection(monkeypatch, level, broken):
+    def breaks(*_):
+        raise AssertionError("a checker that broke")
+
+    monkeypatch.setattr(fault_matrix, broken, breaks)
+    with pytest.raises(AssertionError, match="a checker that broke"):
+        caught(NONE, level)
+    assert not caught(NONE, IDENTITY)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_right_launches_are_within_the_budget(dtype):
     for launch, result in launches(dtype):
@@ -65,6 +81,27 @@ def test_a_deviation_says_what_the_result_looks_like():
     assert (found.likeness, found.run) == ("as if the run were missing", first)
     scaled = deviation(launch, Case(launch._replace(scale=2 * launch.scale), "reference").result)
     assert scaled.likeness == f"as if the scale were {2 * launch.scale:g}"
+
+
+@pytest.mark.parametrize("operand", ["key", "value"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_operands_that_are_not_finite_are_a_deviation_whatever_the_target_makes_of_them(operand, number):
+    """As of a page that nobody wrote."""
+    launch, result = launches()[-1]
+    spoilt = getattr(launch, operand).clone()
+    spoilt.flatten(0, 1)[int(launch.runs[int(launch.reads[0, 4]), 0])] = number
+    launch = launch._replace(**{operand: spoilt})
+    for made in (Case(launch, "reference").result, result, torch.zeros_like(result)):
+        found = deviation(launch, made, sampled=None)
+        assert found.likeness == "keys or values that are not finite"
+
+
+def test_values_where_there_should_be_none_are_ranked_too():
+    """Two reads of which nothing but zero is right: no share of their limit is larger than another."""
+    launch, result = launches()[-1]
+    silent = launch._replace(value=torch.zeros_like(launch.value))
+    found = deviation(silent, torch.ones_like(result), sampled=None)
+    assert (found.error, found.limit) == (1.0, 0.0)
 
 
 def test_a_value_where_nothing_is_read_is_a_deviation():
@@ -109,6 +146,48 @@ def test_the_folder_of_a_failure_shows_it_again(tmp_path):
     done = subprocess.run([sys.executable, folder / "repro.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Deviation" in done.stdout
+
+
+def refused_plan(tmp_path, schedule, rule="sink(1) | window(4)"):
+    """The folder of a failure in the last chunk of a schedule."""
+    policy = Policy({"a": parse_rule(rule)}, "a")
+    stream = Stream(policy.bind(layers=1, heads=2, native=parse_rule("span(21)"), tokens=4))
+    for chunk in Schedule.parse(schedule):
+        stream.begin(chunk.start, chunk.frames, lambda _: BUSIEST)
+    error = HeadforceError("HF-VERIFY-PLAN", site='a """site""" in C:\\Users', found="this", needed="that")
+    bound = {"layers": 1, "heads": 2, "tokens": 4, "native": "span(21)", "batch": 1}
+    write_plan(tmp_path, error, policy, stream.plan, {}, **bound)
+    (folder,) = tmp_path.iterdir()
+    return folder
+
+
+def status_of(folder):
+    """The exit status of the script that a folder holds."""
+    try:
+        runpy.run_path(str(folder / "repro.py"), run_name="__main__")
+    except SystemExit as done:
+        return done.code
+    return 0
+
+
+@pytest.mark.parametrize("schedule", ["1,3x3", "3x4", "2,5,5", "1", "3,1"])
+def test_the_folder_of_a_plan_says_when_it_is_right_again(tmp_path, schedule, capsys):
+    folder = refused_plan(tmp_path, schedule)
+    with FAULTS["skipped_commit"].on():
+        assert status_of(folder) == (schedule != "1")
+    assert status_of(folder) == 0
+    assert capsys.readouterr().out.endswith("every plan is what the oracle says\n")
+
+
+def test_a_stream_that_cannot_be_planned_again_is_not_said_to_differ(tmp_path, capsys):
+    """Nobody decides for a store here."""
+    assert status_of(refused_plan(tmp_path, "3x3", "episodic(2) | window(1)")) == 2
+    assert "HF-DECISION" in capsys.readouterr().out
+
+
+def test_what_an_error_says_is_quoted_in_the_script_of_a_plan(tmp_path):
+    said = ast.get_docstring(ast.parse((refused_plan(tmp_path, "3x2") / "repro.py").read_text()))
+    assert said.startswith("[HF-VERIFY-PLAN] at a '''site''' in C:\\Users: found this; needed that.")
 
 
 def test_the_same_failure_has_the_same_folder(tmp_path):

@@ -35,6 +35,11 @@ class Deviation:
     likeness: str = ""
     run: int | None = None
 
+    @property
+    def excess(self) -> float:
+        """How many times the limit the error is."""
+        return self.error / self.limit if 0 < self.limit < float("inf") else float("inf")
+
 
 def deviation(launch: Launch, result: Tensor, sampled: int | None = SAMPLED, seed: int = 0) -> Deviation | None:
     """The read that is furthest over its budget; None if every read is within.
@@ -50,10 +55,10 @@ def deviation(launch: Launch, result: Tensor, sampled: int | None = SAMPLED, see
             continue
         named[batch, first : first + count, head] = True
         rows = _rows(first, count, sampled, seed + number)
-        budget = _budget(launch, number, rows)
-        found = Deviation(number, batch, head, tuple(rows), budget.error(result[batch, rows, head]), budget.limit)
-        if found.error > found.limit and (worst is None or found.error / found.limit > worst.error / worst.limit):
-            worst = found
+        budget, its = _budget(launch, number, rows), result[batch, rows, head]
+        if not budget.holds(its):
+            found = Deviation(number, batch, head, tuple(rows), budget.error(its), budget.limit)
+            worst = found if worst is None or found.excess > worst.excess else worst
     if worst is not None:
         likeness, run = _likeness(launch, worst, result)
         return replace(worst, likeness=likeness, run=run)
@@ -89,6 +94,8 @@ def _budget(launch: Launch, read: int, rows: Sequence[int]) -> Budget:
 
 def _likeness(launch: Launch, worst: Deviation, result: Tensor) -> tuple[str, int | None]:
     """What the target seems to have computed, among the usual faults."""
+    if worst.limit != worst.limit:
+        return "keys or values that are not finite", None
     found = result[worst.batch, list(worst.rows), worst.head].double()
     if not bool(found.isfinite().all()):
         return "not finite", None

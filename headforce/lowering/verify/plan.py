@@ -124,20 +124,21 @@ def check_tables(pool: PagePool) -> None:
             slot, base = lane.slots.slot, int(regions.base[layer, b, head])
             current = [base + slot[frame] for frame in chunk.queries]
             _expect(layer, head, "pages written", written[b * heads + head], current)
+            readers = range(head * pool.shape.share, (head + 1) * pool.shape.share)
             place = {frame: (base + page) * rows for frame, page in slot.items()}
             parts = {content: (base * content[2] + at) * (rows // content[2]) for content, at in lane.where().items()}
-            _check_keys(found, plan.of(layer, head, b), (place, parts), chunk, (layer, b, head), (rows, grain))
+            for reader in readers:
+                _check_keys(found, plan.of(layer, head, b), (place, parts), chunk, (layer, b, reader), (rows, grain))
         _expect(layer, 0, "reads of no query", list(found), [])
 
 
 def check_operands(
-    policy: BoundPolicy, plan: ChunkPlan, arrays: Sequence[npt.NDArray[np.int32]], held: FrameSet, rows: int
+    policy: BoundPolicy, plan: ChunkPlan, arrays: Sequence[npt.NDArray[np.int32]], held: FrameSet, rows: int, batch: int
 ) -> None:
     """HF-VERIFY-PLAN if a plan over a cache that the model keeps is not what the oracle says, or its tables not the
-    plan. `held` are the past frames in front of the chunk."""
+    plan. `held` are the past frames in front of the chunk, of each of `batch` videos."""
     place = {frame: i * rows for i, frame in enumerate((*held, *plan.chunk.queries))}
     reads, runs = arrays
-    batch = 1 + int(reads[..., 0].max())
     for layer in range(policy.layers):
         found = _decoded(reads[layer].tolist(), runs[layer].tolist(), plan.chunk, rows, rows)
         for head in range(policy.heads):
