@@ -213,6 +213,8 @@ def _rotations(
         return None, (f"HF-ROPE: no RoPE recognised on the {missing}",)
     if not _turn_alike(view, q, k):
         return None, ("HF-ROPE: query and key are rotated in different ways",)
+    if first("rope", view, q.raw) is not None:  # of two rotations the table of one says nothing
+        q = replace(q, tables=(), places=())
     raw_key = new_key if rotated is not None else k.raw
     notes = () if q.start is not None else (_NO_CLOCK,)
     tables = dict.fromkeys((*q.tables, *(table for place in q.places for table in place.tables)))

@@ -103,10 +103,9 @@ def same_value(view: GraphView, one: Cursor, other: Cursor) -> bool:
     return equal and casts and [_sizes(d) for d in a.cursor.axes] == [_sizes(d) for d in b.cursor.axes]
 
 
-_COMPUTES = (
-    words("add arange cat cos div einsum exp log mul neg outer polar pow reciprocal repeat_interleave sin stack sub")
-    | ALIASING
-)
+_COMPUTES = ALIASING | words("""
+    add arange cat cos div einsum exp int log long mul neg outer polar pow reciprocal repeat_interleave sin stack sub
+""")
 """What `made_alike` looks through: functions of their operands that are the same in every call."""
 
 

@@ -90,10 +90,23 @@ class RopeTables(NamedTuple):
     grid: tuple[int, ...] | None
     read: Callable[[], Turning]
 
-    def are(self, other: tuple[tuple[Tensor, ...], tuple[int, ...] | None]) -> bool:
-        """Whether they are the very tensors of `other`, for frames of the same form."""
-        tables, grid = other
-        return grid == self.grid and len(tables) == len(self.tables) and all(map(is_, tables, self.tables))
+    @property
+    def seen(self) -> SeenTables:
+        """What there was to look at."""
+        return SeenTables(self.tables, self.grid, tuple(-1 if t.is_inference() else t._version for t in self.tables))
+
+
+class SeenTables(NamedTuple):
+    """Tables that were looked at, and what shows that they have changed since."""
+
+    tables: tuple[Tensor, ...]
+    grid: tuple[int, ...] | None
+    versions: tuple[int, ...]
+
+    def same(self, other: SeenTables) -> bool:
+        """Whether they are the very tensors of `other` with what they held then, for frames of the same form."""
+        kept = (self.grid, self.versions) == (other.grid, other.versions)
+        return kept and len(self.tables) == len(other.tables) and all(map(is_, self.tables, other.tables))
 
 
 @dataclass(eq=False)
@@ -101,7 +114,7 @@ class Layer:
     """One layer of one stream: how often its site ran, and how far its model's cache has rolled.
 
     `evicted` and `sink` count rows, as `PassFacts` does; `evicted` is None when passes went by unseen. `turns`: the
-    RoPE table of this video was looked at. `checked`: the plan for which it was seen to read what it should.
+    RoPE tables of this video that were looked at. `checked`: the plan for which it was seen to read what it should.
     """
 
     caches: Caches
@@ -109,7 +122,7 @@ class Layer:
     launches: int = 0
     evicted: int | None = 0
     sink: int | None = None
-    turns: bool = False
+    turns: SeenTables | None = None
     checked: ChunkPlan | None = None
 
     def rows_evicted(self, facts: PassFacts) -> int:
@@ -160,7 +173,7 @@ class Caches(ABC):
     caches: list[LayerCache]
     rotation: Turning | None = None
     turned_otherwise: int | None = None
-    _turned_by: tuple[tuple[Tensor, ...], tuple[int, ...] | None] = ((), None)
+    _turned_by: SeenTables = SeenTables((), None, ())
     text_caches: Sequence[Any] = ()
     change: Change | None = None
     origin: int = 0
@@ -173,17 +186,23 @@ class Caches(ABC):
         """Another video may be turned by other tables, or have frames of another form."""
         self.rotation = self.turned_otherwise = None
         for layer in self.layers:
-            layer.turns = False
+            layer.turns = None
 
-    def see_rotation(self, layer: Layer, rope: RopeTables) -> None:
-        """Looks at the tables of a layer, once in a video."""
-        if layer.turns:
+    def see_rotation(self, layer: Layer, rope: RopeTables, start: int) -> None:
+        """Looks at the tables of a layer once in a video. In passes at frame 0 also whether they are still the same: a
+        video of one chunk cannot be told from another pass of the chunk."""
+        if layer.turns is not None and (start > 0 or layer.turns.same(rope.seen)):
             return
+        if layer.turns is not None and self.rotation is not None:
+            if self.rotation.same(rope.read()):
+                layer.turns = rope.seen
+                return
+            self.forget_rotation()
         if self.rotation is None:
-            self.rotation, self._turned_by = rope.read(), (rope.tables, rope.grid)
-        elif not rope.are(self._turned_by) and not self.rotation.same(rope.read()):
+            self.rotation, self._turned_by = rope.read(), rope.seen
+        elif not self._turned_by.same(rope.seen) and not self.rotation.same(rope.read()):
             self.turned_otherwise = layer.number
-        layer.turns = True
+        layer.turns = rope.seen
 
     def counted(self, facts: PassFacts) -> PassFacts:
         """The facts with frames counted from the beginning of the stream, once a change of the prompt was acted on."""

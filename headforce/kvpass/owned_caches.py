@@ -185,7 +185,7 @@ class OwnedCaches(Caches):
         native = self.session.native(facts.cache_rows, facts.rows)
         if facts.start == 0 and (not self.running or self._begins_anew(facts)):
             self._begin_video(native)
-        self.see_rotation(layer, rope)
+        self.see_rotation(layer, rope, facts.start)
         if self.stream is None:
             self._bind(site.heads, shape, native)
         self._check_alike(layer, site, shape, native)

@@ -29,8 +29,9 @@ def rotation_of(view: GraphView, kind: str, raw: Cursor, cos: object, sin: objec
     if [leaf.key() for leaf in cos] != [leaf.key() for leaf in sin]:
         return None
     stride = 1 if kind == "split_half" else 2
-    swapped = any({"sin", "imag"} & {*leaf.path} for leaf in cos) or any({"cos", "real"} & {*leaf.path} for leaf in sin)
-    if any(leaf.lanes != stride for leaf in cos) or (swapped and kind != "complex"):
+    made = (_COMPLEX, _COMPLEX) if kind == "complex" else (_COSINES, _SINES)
+    known = all(_functions(leaf) in its for parts, its in zip((cos, sin), made, strict=True) for leaf in parts)
+    if any(leaf.lanes != stride for leaf in cos) or not known:
         return None
     dims = [view.shape(raw.node)[i] for i, d in enumerate(raw.axes) if d and d[0].label == "dim"]
     if len(dims) != 1 or not dims[0].is_Integer:
@@ -56,9 +57,19 @@ def rotation_of(view: GraphView, kind: str, raw: Cursor, cos: object, sin: objec
         places=_places(cos, sin, time, stride) if whole else (),
         temporal=(first, first + int(time.count)),
         temporal_columns=(time.columns, other.columns),
-        tables=_tables([time], [other]),
+        tables=_tables([time], [other]) if time.exact and other.exact else (),
         holds=_held(time),
     )
+
+
+_COMPLEX = frozenset({(), ("polar",)})
+_COSINES = frozenset({(), ("cos",), ("real",), ("real", "polar")})
+_SINES = frozenset({(), ("sin",), ("imag",), ("imag", "polar")})
+"""What may be between a table and the cosines and sines of a rotation."""
+
+
+def _functions(leaf: Leaf) -> tuple[str, ...]:
+    return tuple(name for name in leaf.path if name != "rates")
 
 
 def _places(cos: Sequence[Leaf], sin: Sequence[Leaf], time: Leaf, stride: int) -> tuple[PlaceTable, ...]:

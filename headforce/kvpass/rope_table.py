@@ -23,7 +23,7 @@ import torch
 from torch.fx import Node
 
 from .axes import ONE, Atom, Axes, Dim
-from .constants import constant
+from .constants import constant, uniform
 from .graph_view import GraphView
 from .normal_form import Cursor, peel
 from .ops import argument, op_name, sequence_argument, tensor_argument
@@ -48,6 +48,7 @@ class Leaf:
         columns: where its values stand in `root`; None if that cannot be read.
         path: the functions between root and factor, such as ("cos",). "rates": the root holds the rates of the pairs,
             and the graph multiplies them with positions.
+        exact: whether angles, or rates, are what the root holds, and not rounded on the way to those functions.
     """
 
     root: Node
@@ -58,6 +59,7 @@ class Leaf:
     start: sympy.Expr | None
     columns: Columns | None
     path: tuple[str, ...]
+    exact: bool
 
     def key(self) -> tuple:
         """What cos and sin of one rotation share."""
@@ -113,7 +115,7 @@ def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
         elif name in _UNARY or (name == "getattr" and cursor.node.args[1] in _UNARY):
             source = tensor_argument(cursor.node)
             path = name if name in _UNARY else cursor.node.args[1]
-            state = replace(state, cursor=cursor.to(source, cursor.axes, view), path=(*state.path, path))
+            state = replace(state, cursor=_uncast(cursor.to(source, cursor.axes, view)), path=(*state.path, path))
         elif name == "view_as_real":
             lane = cursor.axes[-1]
             if len(lane) != 1 or lane[0].label not in ("=0", "=1"):
@@ -122,9 +124,9 @@ def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
             state = replace(
                 state, cursor=cursor.to(tensor_argument(cursor.node), cursor.axes[:-1], view), path=(*state.path, path)
             )
-        elif name == "polar":
+        elif name == "polar" and _is_one(view, argument(cursor.node, 0, "abs")):
             angle = argument(cursor.node, 1, "angle")
-            state = replace(state, cursor=cursor.to(angle, cursor.axes, view), path=(*state.path, "polar"))
+            state = replace(state, cursor=_uncast(cursor.to(angle, cursor.axes, view)), path=(*state.path, "polar"))
         elif (indexed := _indexed(view, state)) is not None:
             state = indexed
         elif (product := _product(view, state)) is not None:
@@ -132,6 +134,16 @@ def _follow(view: GraphView, state: _State) -> list[Leaf] | None:
             return (_rates(view, rates) if rates is not None else None) or _leaf(view, table)
         else:
             return _leaf(view, state)
+
+
+def _uncast(cursor: Cursor) -> Cursor:
+    """The cursor behind a function: how its result was cast says nothing about its argument."""
+    return replace(cursor, casts=())
+
+
+def _is_one(view: GraphView, node: object) -> bool:
+    value = uniform(view, node)
+    return value is not None and float(value) == 1
 
 
 def _row_slice(view: GraphView, state: _State) -> _State | None:
@@ -199,7 +211,7 @@ def _indexed(view: GraphView, state: _State) -> _State | None:
     if op_name(node) == "getitem" and isinstance(node.args[1], Node):
         source, index = node.args[0], node.args[1]
     elif op_name(node) == "index_select" and argument(node, 1, "dim") == 0:
-        source, index = node.args[0], argument(node, 2, "index")
+        source, index = tensor_argument(node), argument(node, 2, "index")
     else:
         return None
     shape, axes = view.shape(index), state.cursor.axes
@@ -239,7 +251,7 @@ def _product(view: GraphView, state: _State) -> tuple[_State, _State | None] | N
             # Angles in half precision are no multiples of the rates.
             exact = view.dtype(node) in (torch.float32, torch.float64)
             of_rates = broadcast(axes, shape) if name == "mul" else axes[1 - i : 2 - i]
-            cursor = replace(state.cursor.to(rates, of_rates, view), casts=())
+            cursor = _uncast(state.cursor.to(rates, of_rates, view))
             return table, replace(table, cursor=cursor, path=(*state.path, "rates")) if exact else None
     return None
 
@@ -252,9 +264,13 @@ def _rates(view: GraphView, state: _State) -> list[Leaf] | None:
     for leaf in found:
         sizes = [size for size in view.shape(leaf.root) or () if size != ONE]
         known = leaf.root.op == "placeholder" or constant(view, leaf.root) is not None
-        if not known or len(sizes) != 1 or leaf.columns is None:
+        if not known or not leaf.exact or len(sizes) != 1 or leaf.columns is None:
             return None
     return list(found) or None
+
+
+_TOO_SHORT = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16})
+"""What does not hold the frames of a video."""
 
 
 def position(view: GraphView, cursor: Cursor) -> tuple[sympy.Expr, Atom | None] | None:
@@ -276,7 +292,7 @@ def position(view: GraphView, cursor: Cursor) -> tuple[sympy.Expr, Atom | None] 
         elif name == "arange":
             start = _begin(view, node)
             atoms = [a for dim in cursor.axes for a in dim]
-            if start is None or len(atoms) > 1:
+            if start is None or len(atoms) > 1 or not _TOO_SHORT.isdisjoint({view.dtype(node), *cursor.casts}):
                 return None
             return sympy.expand(offset + start), atoms[0] if atoms else None
         else:
@@ -292,8 +308,7 @@ def _begin(view: GraphView, node: Node) -> sympy.Expr | None:
 
 def _leaf(view: GraphView, state: _State) -> list[Leaf] | None:
     """The end of a way. A table that is not sliced in the graph has no start."""
-    rounded = "rates" in state.path and not {torch.float32, torch.float64}.issuperset(state.cursor.casts)
-    if view.writers(state.cursor.node) or rounded:
+    if view.writers(state.cursor.node):
         return None
     atoms = [a for dim in state.cursor.axes for a in dim]
     row = state.row
@@ -306,7 +321,9 @@ def _leaf(view: GraphView, state: _State) -> list[Leaf] | None:
     if len(pieces) != 1:
         return None
     root, (piece,) = state.cursor.node, pieces
-    return [Leaf(root, state.first, piece.stride, piece.size, row, state.start, _columns(state), state.path)]
+    turns = {"cos", "sin", "polar", "rates"}.isdisjoint(state.path)  # these may be rounded like all that they multiply
+    exact = turns or {torch.float32, torch.float64}.issuperset(state.cursor.casts)
+    return [Leaf(root, state.first, piece.stride, piece.size, row, state.start, _columns(state), state.path, exact)]
 
 
 def _columns(state: _State) -> Columns | None:

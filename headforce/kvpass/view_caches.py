@@ -68,7 +68,7 @@ class ViewCaches(Caches):
         evicted = layer.rows_evicted(facts)
         if facts.start == 0 and self._begins(facts):
             self.forget_rotation()
-        self.see_rotation(layer, rope)
+        self.see_rotation(layer, rope, facts.start)
         chunk = self._chunk(facts)
         held = self._held(layer, facts, evicted)
         plan, tables = self.plans.at(chunk, held, facts, site.heads)

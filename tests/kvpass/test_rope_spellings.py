@@ -196,6 +196,81 @@ def test_a_table_is_read_where_its_values_stand(layout: str, kind: str) -> None:
     assert all(relative(a, b) < TOLERANCE for a, b in zip(moved(layer_of_layout(layout, kind)), expected, strict=True))
 
 
+FAR = torch.outer(torch.arange(100.0).clamp(max=66), RATES)
+FORGED: dict[str, tuple[Tensor, Rows, Rows, str]] = {
+    "two angles": (
+        torch.stack([ANGLES, -ANGLES]),
+        lambda table, s, f: table[0, s : s + f].cos(),
+        lambda table, s, f: table[1, s : s + f].sin(),
+        "cosines and sines of different angles",
+    ),
+    "growing": (
+        torch.cat([*(TURNS * 1.1 ** torch.arange(64)[:, None])], dim=1),
+        lambda table, s, f: table[s : s + f, :PAIRS],
+        lambda table, s, f: table[s : s + f, PAIRS:],
+        "grow or shrink",
+    ),
+    "rounded": (
+        ANGLES.clone(),
+        lambda table, s, f: table[s : s + f].to(torch.int32).to(torch.float32).cos(),
+        lambda table, s, f: table[s : s + f].to(torch.int32).to(torch.float32).sin(),
+        "made inside the graph",
+    ),
+    "uneven far away": (
+        FAR,
+        lambda table, s, f: table[s : s + f].cos(),
+        lambda table, s, f: table[s : s + f].sin(),
+        "do not grow evenly",
+    ),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_table_that_is_no_rotation_moves_no_keys(forged: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    *layout, said = FORGED[forged]
+    monkeypatch.setitem(LAYOUTS, forged, tuple(layout))
+    layer = layer_of_layout(forged, "half")
+    with pytest.raises(HeadforceError, match=f"HF-ROPE.*{said}"):
+        rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(MOVES)), 4)
+
+
+def test_functions_of_functions_are_no_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = torch.polar(torch.ones_like(ANGLES), ANGLES)
+    layout = (turns, lambda t, s, f: t[s : s + f].real.cos(), lambda t, s, f: t[s : s + f].imag.sin())
+    monkeypatch.setitem(LAYOUTS, "twice", layout)
+    layer = layer_of_layout("twice", "half")
+    with pytest.raises(HeadforceError, match="HF-CLOCK"):
+        rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(MOVES)), 2)
+
+
+def test_keys_that_are_rotated_twice_are_not_moved() -> None:
+    """The outer table says nothing of the inner one."""
+    layer = layer_of(SPELLINGS["cut"])
+    once = layer.rope
+    layer.rope = lambda x, table, start: once(once(x, table, start), table, start)
+    with pytest.raises(HeadforceError, match="HF-ROPE"):
+        rollout_of(layer, torch.compile(layer, backend="headforce", options=bare(MOVES)), 4)
+
+
+@pytest.mark.parametrize("how", ["another buffer", "in place"])
+def test_rates_that_change_between_videos_of_one_chunk_are_read_again(how: str) -> None:
+    """The second video looks like another pass over the only chunk of the first."""
+    layer = layer_of(SPELLINGS["outer"])
+    compiled = torch.compile(layer, backend="headforce", options=bare(MOVES))
+    cache, chunks = layer.new_cache(), list(zoo.inputs(4, passes=1))
+    with torch.no_grad():
+        compiled(chunks[0][0], cache, 0)
+        if how == "in place":
+            layer.rates.mul_(0.5)
+        else:
+            layer.rates = layer.rates * 0.5
+        found = [compiled(x, cache, start) for x, start in chunks]
+        torch._dynamo.reset()
+        compiled, cache = torch.compile(layer, backend="headforce", options=bare(MOVES)), layer.new_cache()
+        expected = [compiled(x, cache, start) for x, start in chunks]
+    assert all(relative(a, b) < TOLERANCE for a, b in zip(found, expected, strict=True))
+
+
 UNKNOWN_RATES: dict[str, Spelling] = {
     "in half precision": lambda table, rates, s, f: torch.outer(torch.arange(s, s + f).bfloat16(), rates.bfloat16()),
     "in half precision on their way": lambda table, rates, s, f: torch.outer(
