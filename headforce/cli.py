@@ -6,21 +6,27 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from ._version import __version__
-from .choices import check_choices
+from .choices import check_choices, new_file
 from .cost.cli import calibrate as calibrate_command
 from .cost.cli import predicted
 from .doctor.cli import doctor as doctor_command
 from .errors import HeadforceError
+from .folder import Folder
 from .profile.cli import profile as profile_command
 from .run import cli as run_commands
 from .verify import cli as verify_commands
+from .whole_file import write_whole
+
+T = TypeVar("T")
 
 
 class _Group(click.Group):
@@ -228,15 +234,19 @@ def kernels(
         if name not in known:
             raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint="--dtype")
     chosen = [known[name] for name in dtypes or known]
-    wanted = all_kernels(architectures or ARCHITECTURES, chosen, head_dims or (64, 128))
+    wanted = list(all_kernels(architectures or ARCHITECTURES, chosen, head_dims or (64, 128)))
+    if out is not None:
+        Folder(out, "HF-OPTION").check()  # before minutes of compiling
     if not aot:
         if out is None:
             raise click.UsageError("--sources needs --out, a folder to write them to")
-        for file in save_sources(wanted, out):
-            click.echo(str(file))
+        for file in _published(out, lambda folder: save_sources(wanted, folder)):
+            click.echo(str(out / file.name))
         return
     made = [compiled(*kernel) for kernel in wanted]
-    report = [kernel.to_json() for kernel in made] if out is None else save(made, out)
+    report = (
+        [kernel.to_json() for kernel in made] if out is None else _published(out, lambda folder: save(made, folder))
+    )
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -254,21 +264,66 @@ def kernels(
     sys.exit(0 if all(kernel.fits for kernel in made) else 1)
 
 
+def _published(out: Path, save: Callable[[Path], T]) -> T:
+    """What `save` returns, which writes to a folder; its files are put into `out` once all of them are there."""
+    with Folder(out, "HF-OPTION") as folder:
+        saved = save(folder.staging)
+        folder.publish()
+    return saved
+
+
+def _rewrite(path: Path, change: Callable[[Path], None]) -> None:
+    """Changes a file, or makes it, in one step: `change` works on a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        if path.exists():
+            shutil.copyfile(path, copy)
+        change(copy)
+        try:
+            write_whole(path, copy.read_bytes())
+        except OSError as error:
+            raise click.FileError(str(path), error.strerror or str(error)) from error
+
+
+def _table(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Callback of an option that names a table of tiles to write: the one that is read, if none is named.
+
+    One that cannot be written is refused at once, and by HF-OPTION a file that is there and is no table.
+    """
+    from .kernels.config import VARIABLE, read_tiles, tuning_table
+
+    table = path or tuning_table()
+    try:
+        new_file(context, parameter, table)
+    except click.FileError as error:
+        hint = "" if path else f"; name another with --out, and with {VARIABLE} where it is to be read"
+        raise click.FileError(str(table), f"{error.message}{hint}") from error
+    if table.exists():
+        read_tiles(table)
+    return table
+
+
 @main.command()
 @click.option("--kernel", "kernels", multiple=True, help="ragged_attention or hopper_attention [default: all].")
 @click.option("--dtype", "dtypes", multiple=True, help="bfloat16, float16 or float32 [default: all].")
 @click.option("--head-dim", "head_dims", multiple=True, type=int, help="64 or 128 [default: both].")
-@click.option("--out", type=click.Path(path_type=Path), help="The table to write [default: that of the package].")
-def tune(kernels: tuple[str, ...], dtypes: tuple[str, ...], head_dims: tuple[int, ...], out: Path | None) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    callback=_table,
+    help="The table to write [default: the one that is read, HEADFORCE_TUNING or that of the package].",
+)
+def tune(kernels: tuple[str, ...], dtypes: tuple[str, ...], head_dims: tuple[int, ...], out: Path) -> None:
     """Measure the kernels' tiles on this GPU and keep the fastest that compute accurately enough.
 
     Every kernel is compiled with every tile, for all dtypes and head dims: --kernel, --dtype and --head-dim, which can
-    be given several times, choose among them. The table keeps its other entries.
+    be given several times, choose among them. The table keeps its other entries. Models read the one that the
+    environment variable HEADFORCE_TUNING names, or else that of the package.
     """
     import torch
     from triton.testing import do_bench
 
-    from .kernels.config import TUNING, architecture_of
+    from .kernels.config import architecture_of
     from .lowering.tune import Wanted, record, tune_device
 
     wanted = Wanted(kernels, dtypes, head_dims)
@@ -281,7 +336,7 @@ def tune(kernels: tuple[str, ...], dtypes: tuple[str, ...], head_dims: tuple[int
         for trial in trials:
             click.echo(f"  {'refused' if trial.ms is None else f'{trial.ms:.3f} ms'}  {trial.config} {trial.refused}")
         if trials and trials[0].ms is not None:
-            record(kernel, architecture, problem, trials[0], where, out or TUNING)
+            _rewrite(out, partial(record, kernel, architecture, problem, trials[0], where))
 
 
 @main.command(name="list")

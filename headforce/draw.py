@@ -63,7 +63,10 @@ def text_report(policy: BoundPolicy, plans: Sequence[ChunkPlan], size: Footprint
     for kind in kinds:
         capacity = size.capacity[kind.layer][kind.head]
         kept = plans[-1].of(kind.layer, kind.head).kept
-        table.add_row(kind.name, str(kind.count), kind.rule, f"{kept:g}", str(capacity.peak), str(capacity.steady))
+        # As `Text`: in a string, brackets of a name would be taken for rich's markup.
+        table.add_row(
+            Text(kind.name), str(kind.count), Text(kind.rule), f"{kept:g}", str(capacity.peak), str(capacity.steady)
+        )
     return Group(table, *(_strip(kind, plans, width) for kind in kinds), _sums(size))
 
 
@@ -107,7 +110,9 @@ def _strip(kind: HeadKind, plans: Sequence[ChunkPlan], width: int) -> Renderable
     last = plans[-1].chunk.stop
     begin = max(0, last - max(1, width - 14))
     wide = min(width, last - begin + 14 + 30)
-    return Panel(_lines(kind, plans, begin), title=f"{kind.name} ({_heads(kind)})", title_align="left", width=wide)
+    return Panel(
+        _lines(kind, plans, begin), title=Text(f"{kind.name} ({_heads(kind)})"), title_align="left", width=wide
+    )
 
 
 def _heads(kind: HeadKind) -> str:

@@ -1,14 +1,22 @@
-"""A folder of results. Files appear in it when all of them are finished; an interrupted run leaves none behind."""
+"""A folder of results. Files appear in it when all of them are finished; an interrupted run leaves none behind.
+
+What must not be lost with such a run, as nobody could make it again soon, is kept by `Folder.rescue`.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from .errors import HeadforceError
+
+UNFINISHED = "unfinished"
+"""The folder inside `Folder.path` for what is rescued, and with a number behind it for what is rescued later."""
 
 
 class Folder:
@@ -20,6 +28,7 @@ class Folder:
     def __init__(self, path: Path, code: str) -> None:
         self.path = path
         self.code = code
+        self._outlives = False
 
     def check(self) -> None:
         """Raises if nothing can be written there."""
@@ -37,7 +46,8 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
+        if not self._outlives:
+            shutil.rmtree(self.staging, ignore_errors=True)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file."""
@@ -45,9 +55,40 @@ class Folder:
 
     def publish(self) -> None:
         """Puts the files into place, each in one step: the two folders may be on different disks."""
-        for file in sorted(path for path in self.staging.rglob("*") if path.is_file()):
-            place = self.path / file.relative_to(self.staging)
+        self._put(_files(self.staging), self.path)
+
+    def rescue(self, names: Iterable[str]) -> Path | None:
+        """Keeps some folders of `staging` when a run fails; where they are then, None if there is no file in them.
+
+        That is a new folder inside `path`, so that results of an earlier run stay what they are, or `staging`, which is
+        left behind if there is no room or no time for a copy.
+        """
+        files = [file for name in names for file in _files(self.staging / name)]
+        if not files:
+            return None
+        self._outlives = True
+        try:
+            place = self._new_folder()
+            self._put(files, place)
+        except (OSError, KeyboardInterrupt):  # whoever rescues has an error to raise already
+            return self.staging
+        self._outlives = False
+        return place
+
+    def _new_folder(self) -> Path:
+        names = chain([UNFINISHED], (f"{UNFINISHED}-{number}" for number in count(2)))
+        place = next(place for name in names if not (place := self.path / name).exists())
+        place.mkdir()
+        return place
+
+    def _put(self, files: Iterable[Path], folder: Path) -> None:
+        for file in files:
+            place = folder / file.relative_to(self.staging)
             place.parent.mkdir(parents=True, exist_ok=True)
             copied = place.parent / f".{file.name}.part"
             shutil.copyfile(file, copied)
             copied.replace(place)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

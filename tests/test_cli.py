@@ -90,6 +90,15 @@ def test_a_head_may_read_nothing_at_all(tmp_path):
     assert "a (1 head)" in shown
 
 
+@pytest.mark.parametrize("name", ["[/bold]", "[bold]near[/bold]", ":smile:", "far\\\\"])
+def test_a_class_is_shown_as_it_is_called(tmp_path, name):
+    path = tmp_path / "p.yaml"
+    path.write_text(json.dumps({"headforce": 1, "classes": {name: "window(1)"}, "default": name}))
+    shown = run("plan", path, "--layers", 1, "--heads", 1, "--schedule", "3x9").output
+    assert shown.count(name) == 2
+    assert f"{name} (1 head)" in shown
+
+
 @pytest.mark.parametrize(
     ("args", "code"),
     [

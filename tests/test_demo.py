@@ -207,6 +207,14 @@ def test_labels_of_the_user_and_files_called_like_a_system(tmp_path, monkeypatch
     assert Settings(policy="forcing_kv").labels_file is None
 
 
+def test_a_folder_called_like_a_system_is_not_its_policy(tmp_path, monkeypatch):
+    expected = Settings(policy="forcing_kv").labels_file
+    assert expected is not None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forcing_kv").mkdir()
+    assert Settings(policy="forcing_kv").labels_file == expected
+
+
 def test_heads_that_are_classified_too_late(tmp_path):
     policy = tmp_path / "policy.yaml"
     policy.write_text("headforce: 1\npreset: dummy_forcing\narguments: {classify_at: 3}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import HeadforceError
 from ..policy import Policy
 from ..presets import load_presets
+from ..presets.named import names_file
 from .example import examples_folder
 
 CHUNK = 3
@@ -49,7 +50,7 @@ class Settings:
         Raises HF-DEMO if there is none for the size.
         """
         # A file goes before a system of its name, as in `read_policy`.
-        if self.labels is not None or self.policy is None or Path(self.policy).exists():
+        if self.labels is not None or self.policy is None or names_file(self.policy):
             return self.labels
         system = load_presets().get(self.policy)
         if system is None:

@@ -1,13 +1,14 @@
 """How a kernel is cut into tiles, by architecture and shape.
 
-What was measured is in `tuning.json`, which `headforce tune` fills on a device. Where it has no entry, the first of
-`candidates` that fits is taken: tiles that keep the inner loop free of spills, which `headforce kernels` shows and a
-test asserts.
+What was measured is in a table that `headforce tune` fills on a device: the file that `HEADFORCE_TUNING` names, or
+else `tuning.json`. Where it has no entry, the first of `candidates` that fits is taken: tiles that keep the inner loop
+free of spills, which `headforce kernels` shows and a test asserts.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,6 +20,9 @@ import torch
 from ..errors import HeadforceError
 
 TUNING = Path(__file__).with_name("tuning.json")
+"""The table of the package."""
+VARIABLE = "HEADFORCE_TUNING"
+"""The environment variable that names a table to be read in its place."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Config:
         Widths are those of tiles, that is, padded. What Triton takes is in the report of `headforce kernels`.
         """
         return itemsize * (self.block_m * head_dim + self.stages * self.block_n * (head_dim + value_dim))
+
+
+Tiles = dict[tuple[str, str, str, int], Config]
+"""What was measured, by kernel, architecture, dtype and width."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,13 @@ def candidates(kernel: str, architecture: str, width: int, dtype: torch.dtype) -
 def config_of(kernel: str, architecture: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> Config:
     """The configuration of a kernel for an architecture of `ARCHITECTURES`.
 
-    Raises HF-KERNEL for an architecture that nobody has looked at, and where no candidate fits.
+    Raises HF-KERNEL for an architecture that nobody has looked at, and where no candidate fits, and HF-OPTION for a
+    table that cannot be read.
     """
     if architecture not in ARCHITECTURES:
         raise HeadforceError("HF-KERNEL", found=f"architecture {architecture!r}", needed=", ".join(ARCHITECTURES))
     widths = block_width(head_dim), block_width(value_dim)
-    tuned = _tuned().get((kernel, architecture, str(dtype).removeprefix("torch."), max(widths)))
+    tuned = _tuned(tuning_table()).get((kernel, architecture, str(dtype).removeprefix("torch."), max(widths)))
     if tuned is not None:
         return tuned
     limit = ARCHITECTURES[architecture].shared
@@ -137,7 +146,27 @@ def tuning_entry(
     return {**place, "config": asdict(config), "measured": measured}
 
 
+def tuning_table() -> Path:
+    """The table that is read: that of `HEADFORCE_TUNING`, or that of the package."""
+    chosen = os.environ.get(VARIABLE)
+    return Path(chosen) if chosen else TUNING
+
+
 @cache
-def _tuned() -> dict[tuple[str, str, str, int], Config]:
-    entries = json.loads(TUNING.read_text(encoding="utf-8"))["entries"]
-    return {(e["kernel"], e["architecture"], e["dtype"], e["width"]): Config(**e["config"]) for e in entries}
+def _tuned(table: Path) -> Tiles:
+    return read_tiles(table)
+
+
+def read_tiles(table: Path) -> Tiles:
+    """What a table says. Raises HF-OPTION for a file that cannot be read, or that is no such table."""
+    try:
+        entries = json.loads(table.read_text(encoding="utf-8"))["entries"]
+        return {(e["kernel"], e["architecture"], e["dtype"], e["width"]): Config(**e["config"]) for e in entries}
+    except (OSError, ValueError, LookupError, TypeError) as error:  # ValueError: no JSON, or other bytes than UTF-8
+        raise HeadforceError(
+            "HF-OPTION",
+            site=str(table),
+            found=f"a file that cannot be read as a table of tiles ({error!r})",
+            needed="a table that `headforce tune` wrote",
+            hint=f"{VARIABLE} names the table that is read (docs/kernels.md).",
+        ) from error

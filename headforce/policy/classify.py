@@ -8,15 +8,16 @@ are dummies, and of the others each is what it attends to more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from ..errors import HeadforceError
 from .assignment import assign_kinds, normalised
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classify:
-    """How heads are classified.
+    """How heads are classified. Compares and hashes by meaning: one dummy (1) is not the same as all heads (1.0).
 
     Attributes:
         chunk: index of the chunk whose last pass is measured. It has to be one of the warm-up.
@@ -48,6 +49,19 @@ class Classify:
             self._refuse("queries", "a share of the query rows, more than 0 and at most 1")
         if len({self.first, self.middle, self.without}) < 3:
             self._refuse("without", "three different classes")
+        # What is equal is spelled alike, since the digest of a policy is of the spelling.
+        object.__setattr__(self, "queries", float(self.queries))
+        object.__setattr__(self, "dummies", abs(self.dummies))  # -0.0
+
+    @property
+    def _meaning(self) -> tuple[Any, ...]:
+        return self.is_share, *astuple(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._meaning == other._meaning if isinstance(other, Classify) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._meaning)
 
     def _refuse(self, name: str, needed: str) -> None:
         raise HeadforceError("HF-POLICY-VALUE", site=f"classify.{name}", found=repr(getattr(self, name)), needed=needed)

@@ -244,30 +244,107 @@ class _Twice(HeadforceError):
     """A key that is there twice."""
 
 
+_INT, _MERGE, _VALUE = (f"tag:yaml.org,2002:{name}" for name in ("int", "merge", "value"))
+
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+"""The keys of a mapping and their values, by the text of the key."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which would silently keep the last of two equal keys, made to refuse them."""
+    """YAML's safe loader, made to refuse what it would silently read otherwise.
+
+    Of two equal keys it would keep the last, and take 010 for 8, 1_0 for 10 and 1:30 for 90.
+    """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._within: dict[int, str] = {}
-        """The key under which a mapping stands, by the id of its node."""
+        self._settled: set[int] = set()
+        """The ids of the nodes that were looked at. An alias is the very node that it names."""
+        self._pairs: dict[int, _Pairs] = {}
+        """By the id of a mapping, what is in it once merged."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        place = self._within.get(id(node), "")
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (_, value) in zip(keys, node.value, strict=True):
-            self._within[id(value)] = f"{place}{key}."
-        _unique([(key, None) for key in keys], place)
-        return super().construct_mapping(node, deep)
+    def construct_document(self, node: yaml.Node) -> Any:
+        self._settle(node, "")
+        return super().construct_document(node)
+
+    def construct_value(self, node: yaml.ScalarNode) -> str:
+        """A plain `=`, which is text to us."""
+        return str(self.construct_scalar(node))
+
+    def _settle(self, node: yaml.Node, place: str) -> None:
+        """Looks at a node and all that is in it, and puts into mappings what they merge. `place`: its key and a dot."""
+        if id(node) in self._settled:
+            return
+        self._settled.add(id(node))
+        if node.tag == _INT and isinstance(node, (yaml.ScalarNode, yaml.MappingNode)):
+            _check_spelling(self.construct_scalar(node), self.construct_object(node), place.rstrip("."))
+        if isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                self._settle(item, f"{place}{i}.")
+        elif isinstance(node, yaml.MappingNode):
+            pairs = self._own(node, place)
+            _, merged = pairs.pop(_MERGE, (None, None))
+            # What a mapping says itself goes before what it merges, and of those the first before the others.
+            sources = [] if merged is None else reversed(_mappings(merged, place))
+            before = [self._pairs.get(id(source), {}) for source in sources]
+            self._pairs[id(node)] = {name: pair for its in (*before, pairs) for name, pair in its.items()}
+            node.value = list(self._pairs[id(node)].values())
+
+    def _own(self, node: yaml.MappingNode, place: str) -> _Pairs:
+        """What a mapping says itself; HF-POLICY-VALUE for a key that is there twice, and for one that is no scalar."""
+        pairs: _Pairs = {}
+        seen: set[Hashable] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise HeadforceError(
+                    "HF-POLICY-VALUE", site=place.rstrip("."), found=f"a {key.id} as a key", needed="text or a number"
+                )
+            self._settle(key, f"{place}{key.value}.")
+            found = _MERGE if key.tag == _MERGE else self.construct_object(key)
+            if not seen.isdisjoint({found, str(found)}):  # 3 and "3" are one layer, and to Python 1 and true one key
+                raise _twice(f"{place}{key.value}")
+            seen |= {found, str(found)}
+            pairs[str(found)] = key, value
+            self._settle(value, f"{place}{key.value}.")
+        return pairs
 
 
-def _unique(pairs: list[tuple[Any, Any]], place: str = "") -> dict[Any, Any]:
-    seen: dict[str, Any] = {}
-    for key, _ in pairs:
-        if str(key) in seen:  # 3 and "3" are one layer
-            raise _Twice("HF-POLICY-VALUE", site=f"{place}{key}", found="the same key twice", needed="it once")
-        seen[str(key)] = key
-    return dict(pairs)
+_Loader.add_constructor(_VALUE, _Loader.construct_value)
+
+
+def _mappings(node: yaml.Node, place: str) -> list[yaml.Node]:
+    """The mappings that `<<` names."""
+    nodes = list(node.value) if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(each, yaml.MappingNode) for each in nodes):
+        raise HeadforceError(
+            "HF-POLICY-VALUE", site=f"{place}<<", found="what is no mapping", needed="a mapping to merge, or several"
+        )
+    return nodes
+
+
+def _check_spelling(text: str, number: int, place: str) -> None:
+    """HF-POLICY-VALUE for a whole number that is not written as it is printed: others write 010 and mean ten."""
+    if text != str(number):
+        raise HeadforceError(
+            "HF-POLICY-VALUE",
+            site=place,
+            found=f"{text:.60}, which YAML takes for the number {_short.repr(number)}",
+            needed="a whole number in plain decimal, without zeros in front; text stands in quotes",
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys of an object of JSON, which would silently keep the last of two equal ones."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _twice(key)
+        found[key] = value
+    return found
+
+
+def _twice(site: str) -> _Twice:
+    return _Twice("HF-POLICY-VALUE", site=site, found="the same key twice", needed="it once")
 
 
 def _policy(data: dict[Any, Any]) -> Policy:

@@ -7,6 +7,7 @@ arguments: {labels: labels.json, context: 3}
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,11 @@ from .labels import Labels
 from .registry import make_preset
 
 KEYS = ("headforce", "preset", "arguments")
+
+
+def names_file(policy: str) -> bool:
+    """Whether a file is called so, which goes before a preset of that name. A folder is no policy, and does not."""
+    return os.path.isfile(policy)
 
 
 def read_policy(given: Policy | str | PathLike[str], labels: Labels | str | PathLike[str] | None = None) -> Policy:
@@ -32,7 +38,7 @@ def read_policy(given: Policy | str | PathLike[str], labels: Labels | str | Path
     arguments = {} if labels is None else {"labels": labels}
     if not isinstance(given, (Policy, str, PathLike)):
         raise HeadforceError("HF-POLICY-FILE", found=f"{given!r}", needed="a policy, a policy file, or a preset's name")
-    if isinstance(given, str) and given.isidentifier() and not Path(given).exists():
+    if isinstance(given, str) and given.isidentifier() and not names_file(given):
         return make_preset(given, **arguments)
     if not isinstance(given, Policy):
         path = Path(given)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import HeadforceError
 from ..kvpass.view_plans import view_rule
-from ..policy import Chunk, FrameSet, Policy, Rule, parse_rule
+from ..policy import BoundPolicy, Chunk, FrameSet, Policy, Rule, parse_rule
 from .knapsack import Floats, Ints, assign
 from .measured import Pass, Profile
 
@@ -131,7 +131,11 @@ def candidates(profile: Profile, rules: Sequence[str] = RULES, *, chunks: int = 
 
 
 def check_rules(rules: Sequence[str]) -> dict[str, Rule]:
-    """The candidates by their text. HF-BUDGET for a rule with state or one that differs between query frames."""
+    """The candidates by their text.
+
+    Raises HF-BUDGET for a rule with state or one that differs between query frames, HF-NATIVE for one with `native()`,
+    and what `Policy.bind` raises, such as HF-UNBOUNDED.
+    """
     named = {text: parse_rule(text) for text in dict.fromkeys(rules)}
     for text, rule in named.items():
         if rule.stateful or rule.by_query:
@@ -141,7 +145,22 @@ def check_rules(rules: Sequence[str]) -> dict[str, Rule]:
                 found="a rule with state, or that differs between query frames",
                 needed="one set of frames for each chunk",
             )
+        try:
+            _bound(rule)
+        except HeadforceError as error:
+            raise _of_candidate(text, error) from error
     return named
+
+
+def _of_candidate(text: str, error: HeadforceError) -> HeadforceError:
+    """The refusal of a rule, with a remedy that a candidate has: it is given neither a horizon nor a native rule."""
+    hints = {
+        "HF-NATIVE": "What the model itself reads is among the candidates without being named.",
+        "HF-UNBOUNDED": "Bound the rule, for example with last=.",
+    }
+    return HeadforceError(
+        error.code, site=text, found=error.found, needed=error.needed, hint=hints.get(error.code, error.hint)
+    )
 
 
 def within(found: Candidates, share: float) -> Budgeted:
@@ -179,8 +198,13 @@ def _native(passes: Sequence[Pass]) -> Rule:
 
 def _pages(rule: Rule, frames: int) -> int:
     """Pages that a head with this rule takes in a stream in chunks of so many frames, the chunk's included."""
-    bound = Policy({"one": rule}, default="one").bind(layers=1, heads=1)
+    bound = _bound(rule)
     return bound.room(bound.rules[0][0], Chunk(0, 0, frames)) + frames
+
+
+def _bound(rule: Rule) -> BoundPolicy:
+    """The rule in a single head."""
+    return Policy({"one": rule}, default="one").bind(layers=1, heads=1)
 
 
 def _kept(rule: Rule, passed: Pass) -> npt.NDArray[np.float32]:

@@ -69,7 +69,7 @@ def profile(
     if rules and budget is None:
         raise click.UsageError("--rule is a candidate for --budget, which is not given")
     # All this before a model runs for long.
-    find_method(method).check(given)
+    find_method(method).try_out(given)
     check_rules(rules)
     check_choices(inner=inner)
     Folder(out, "HF-PROFILE-FILE").check()
@@ -88,6 +88,8 @@ def profile(
         )
     judged = judge(found, method, constants=given, budget=budget, rules=rules or RULES, **where)
     report = write_results(judged, out)
+    for title, why in report["left_out"].items():
+        click.echo(f"left out the picture {title!r}: {why}", err=True)
     if as_json:
         click.echo(json.dumps(report))
         return

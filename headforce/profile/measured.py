@@ -49,6 +49,12 @@ class Pass:
         """The mean score of every past frame, [layers, heads, G, past]."""
         return self.logit[..., : len(self.past)]
 
+    @property
+    def logits_in_a_row(self) -> Floats:
+        """Of `logits`, those of the newest frames without a gap: a sink, whose frames are far behind, is left out."""
+        gaps = np.flatnonzero(np.diff(self.past) != 1)
+        return self.logits[..., gaps[-1] + 1 if gaps.size else 0 :]
+
 
 @dataclass(frozen=True, eq=False)
 class Video:

@@ -34,6 +34,7 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, str], folder: Path) -
         _table(("class", "heads"), report["counts"].items()),
         _trust(report),
         *(_figure(name, title, folder) for name, title in pictures.items()),
+        *(_no_figure(title, why) for title, why in report["left_out"].items()),
         _methods(report),
         _budget(report),
         _rules(report),
@@ -50,6 +51,10 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, str], folder: Path) -
 def _figure(name: str, title: str, folder: Path) -> str:
     content = base64.b64encode((folder / name).read_bytes()).decode()
     return f'<h2>{escape(title)}</h2><img alt="{escape(title)}" src="data:image/png;base64,{content}">'
+
+
+def _no_figure(title: str, why: str) -> str:
+    return f"<h2>{escape(title)}</h2><p class=dim>This cannot be drawn: {escape(why)}</p>"
 
 
 def _trust(report: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from ..errors import HeadforceError
 Numbers = npt.NDArray[np.floating[Any]]
 
 LEAST = 8
-"""Past frames below which a spectrum says nothing: it has three frequencies then."""
+"""Past frames in a row below which a spectrum says nothing: it has three frequencies then."""
 
 
 def folded_spectrum(signal: Numbers, harmonics: int = 4, weight: float = 0.5) -> tuple[Numbers, Numbers]:
@@ -30,8 +30,9 @@ def folded_spectrum(signal: Numbers, harmonics: int = 4, weight: float = 0.5) ->
     if signal.shape[-1] < LEAST:
         raise HeadforceError(
             "HF-PROFILE-DATA",
-            found=f"{signal.shape[-1]} past frames",
-            needed=f"at least {LEAST}, to tell a period: a longer video, or a larger window",
+            found=f"{signal.shape[-1]} past frames in a row",
+            needed=f"at least {LEAST} behind the last gap, such as that of a sink, to tell a period: a longer video, "
+            "or a larger window",
         )
     steps = np.diff(signal.astype(np.float64), axis=-1)
     length = steps.shape[-1]

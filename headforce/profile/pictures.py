@@ -23,19 +23,31 @@ SHOWN = 12
 """Heads of which a spectrum is drawn."""
 
 
-def draw_pictures(judged: Judged, policy: Policy, folder: Path) -> dict[str, str]:
-    """Draws all pictures there are; file name -> what it shows."""
-    pictures: list[tuple[str, str, Callable[[Path], bool]]] = [
+def draw_pictures(judged: Judged, policy: Policy, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Draws all pictures that can be drawn; file name -> what it shows, and what the others show -> why they cannot be.
+
+    A profile has labels also where a picture of it has no meaning, such as spectra of a short video, or what a policy
+    reads that cuts frames into parts which those of this model do not have.
+    """
+    pictures: list[tuple[str, str, Callable[[Path], None]]] = [
         ("heads.png", "Attention of every head, by the distance of the frame", partial(heads, judged.profile)),
         ("classes.png", "Classes of heads, layer by layer", partial(classes, judged.chosen)),
         ("spectra.png", "Periods of the heads that come back to frames most regularly", partial(spectra, judged)),
         ("budget.png", "Attention that is kept, against bytes", partial(budget, judged.candidates, judged.budgeted)),
         ("reads.png", "What the policy reads, chunk by chunk", partial(reads, policy, judged)),
     ]
-    return {name: title for name, title, draw in pictures if draw(folder / name)}
+    drawn, left_out = {}, {}
+    for name, title, draw in pictures:
+        try:
+            draw(folder / name)
+        except HeadforceError as error:
+            left_out[title] = str(error)
+        else:
+            drawn[name] = title
+    return drawn, left_out
 
 
-def heads(profile: Profile, path: Path) -> bool:
+def heads(profile: Profile, path: Path) -> None:
     """Heads down, layer by layer; across the chunk itself, then the distance of past frames from it."""
     passes = list(profile.passes())
     furthest = max(p.chunk.start - p.keys[0] for p in passes)
@@ -55,10 +67,9 @@ def heads(profile: Profile, path: Path) -> bool:
     bar = figure.colorbar(image, ax=axes, shrink=0.6)
     bar.set_label("share of attention, log10", fontsize=9)
     figure.savefig(path, dpi=130, format="png")
-    return True
 
 
-def classes(found: Classified, path: Path) -> bool:
+def classes(found: Classified, path: Path) -> None:
     """Bars of as many heads of each class as a layer has."""
     layers = range(len(found.labels.layers))
     figure, axes = _figure((9, 2.8))
@@ -72,16 +83,14 @@ def classes(found: Classified, path: Path) -> bool:
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside right center", fontsize=9, frameon=False)
     figure.savefig(path, dpi=130, format="png")
-    return True
 
 
-def spectra(judged: Judged, path: Path) -> bool:
-    """The folded spectra of the wave heads, or without such of those with the sharpest peak; none of short videos."""
-    passes = list(judged.profile.passes())
-    try:
-        found = [folded_spectrum(passed.logits) for passed in passes]
-    except HeadforceError:
-        return False
+def spectra(judged: Judged, path: Path) -> None:
+    """The folded spectra of the wave heads, or without such of those with the sharpest peak.
+
+    Raises HF-PROFILE-DATA for a video with too few frames in a row.
+    """
+    found = [folded_spectrum(passed.logits_in_a_row) for passed in judged.profile.passes()]
     _, periods = found[0]
     same = [spectrum.mean(2) for spectrum, its in found if len(its) == len(periods)]
     mean = np.mean(same, axis=0)
@@ -98,10 +107,9 @@ def spectra(judged: Judged, path: Path) -> bool:
     axes.set_ylabel("amplitude, peak = 1", fontsize=9)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=130, format="png")
-    return True
 
 
-def budget(found: Candidates, chosen: Budgeted | None, path: Path) -> bool:
+def budget(found: Candidates, chosen: Budgeted | None, path: Path) -> None:
     """Every rule for all heads alike, the best of every budget, and the one that was chosen with its controls."""
     mib = found.frame_bytes / 2**20
     figure, axes = _figure((9, 4.2))
@@ -120,16 +128,14 @@ def budget(found: Candidates, chosen: Budgeted | None, path: Path) -> bool:
     axes.set_ylabel("share of attention kept", fontsize=9)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=130, format="png")
-    return True
 
 
-def reads(policy: Policy, judged: Judged, path: Path) -> bool:
-    """The policy over time, in chunks as long as the measured ones."""
+def reads(policy: Policy, judged: Judged, path: Path) -> None:
+    """The policy over time, in chunks as long as the measured ones. Raises what `Policy.bind` raises."""
     model, native = judged.profile.model, judged.candidates.rules[NATIVE]
     bound = policy.bind(layers=model.layers, heads=model.heads, native=native, tokens=model.tokens_per_frame)
     frames = judged.profile.videos[0].passes[-1].chunk.frames
     save_reads(bound, list(preview(bound, Schedule.parse(f"{frames}x10"))), path)
-    return True
 
 
 def _figure(size: tuple[float, float]) -> tuple[Any, Any]:

@@ -36,8 +36,8 @@ def write_results(judged: Judged, out: Path) -> dict[str, Any]:
             policy = make_preset(method.preset, labels=judged.chosen.labels)
             named = {"headforce": 1, "preset": method.preset, "arguments": {"labels": labels}}
             (folder.staging / POLICY).write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
-        pictures = draw_pictures(judged, policy, folder.staging)
-        report |= {"policy": POLICY, "labels": labels, "page": PAGE, "pictures": list(pictures)}
+        pictures, left_out = draw_pictures(judged, policy, folder.staging)
+        report |= {"policy": POLICY, "labels": labels, "page": PAGE, "pictures": list(pictures), "left_out": left_out}
         (folder.staging / PAGE).write_text(page(report, pictures, folder.staging), encoding="utf-8")
         folder.write_json(REPORT, report)
         folder.publish()

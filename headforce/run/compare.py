@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -50,30 +52,40 @@ def compare(wanted: Wanted, settings: RunSettings) -> dict[str, Any]:
     """Runs both sides, writes the folder of results and returns the report.
 
     Raises what `Finished.check` raises for either side, HF-COMPARE where the sides' videos cannot be compared, HF-VIDEO
-    where they cannot be read.
+    where they cannot be read. What the script wrote until then is kept, and standard error says where.
     """
     need_av()
     with Folder(wanted.out, "HF-COMPARE") as folder:
-        runs, files = {}, {}
-        for side in SIDES:
-            own = settings if side != EAGER else replace(settings, mode=EAGER)
-            runs[side], files[side] = _run(side, wanted, own, folder.staging / side)
-        known = [wanted.chunks.sizes] if wanted.chunks else _chunks(runs["policy"])
-        videos = []
-        for name, both in _pairs(files, folder.staging).items():
-            eager, policy = (read_video(path, wanted.layout) for path in both)
-            for row, (reference, video) in enumerate(zip(eager, policy, strict=True)):
-                own_name = f"{name}-{row}" if len(eager) > 1 else name
-                videos.append(_compared(own_name, reference, video, known, folder.staging, wanted.rate))
-        report = {
-            "version": 1,
-            "seed": settings.seed,
-            "videos": videos,
-            "motion": "frame difference, in place of the optical flow of the paper",
-            "runs": {side: run.to_json() for side, run in runs.items()},
-        }
-        folder.write_json("compare.json", report)
-        folder.publish()
+        try:
+            report = _compared_sides(wanted, settings, folder)
+            folder.publish()
+        except BaseException:  # an interrupt too: a side may have taken hours
+            kept = folder.rescue(SIDES)
+            if kept is not None:
+                print(f"headforce: the comparison is not finished; what the script wrote is in {kept}", file=sys.stderr)
+            raise
+    return report
+
+
+def _compared_sides(wanted: Wanted, settings: RunSettings, folder: Folder) -> dict[str, Any]:
+    """Runs both sides and writes all results to the staging of `folder`; the report."""
+    runs, files = {}, {}
+    for side in SIDES:
+        own = settings if side != EAGER else replace(settings, mode=EAGER)
+        runs[side], files[side] = _run(side, wanted, own, folder.staging / side)
+    known = [wanted.chunks.sizes] if wanted.chunks else _chunks(runs["policy"])
+    videos: list[dict[str, Any]] = []
+    for name, reference, video in _videos(files, wanted.layout):
+        own_name = _free(name, {made["name"] for made in videos})
+        videos.append(_compared(own_name, reference, video, known, folder.staging, wanted.rate))
+    report = {
+        "version": 1,
+        "seed": settings.seed,
+        "videos": videos,
+        "motion": "frame difference, in place of the optical flow of the paper",
+        "runs": {side: run.to_json() for side, run in runs.items()},
+    }
+    folder.write_json("compare.json", report)
     return report
 
 
@@ -116,8 +128,20 @@ def _moved(files: Sequence[Path], folder: Path) -> list[Path]:
     return places
 
 
-def _pairs(files: dict[str, dict[str, Path]], staging: Path) -> dict[str, tuple[Path, Path]]:
-    """Name -> the files of both sides. Names with a time in them differ, and are paired in their order."""
+def _videos(files: dict[str, dict[str, Path]], layout: str | None) -> Iterator[tuple[str, Video, Video]]:
+    """The name of each video, and the video of both sides."""
+    for name, *both in _pairs(files):
+        eager, policy = (read_video(path, layout) for path in both)
+        if len(eager) != len(policy):
+            raise HeadforceError(
+                "HF-COMPARE", site=name, found=f"{len(eager)} videos and {len(policy)}", needed="as many of both sides"
+            )
+        for row, (reference, video) in enumerate(zip(eager, policy, strict=True)):
+            yield f"{name}-{row}" if len(eager) > 1 else name, reference, video
+
+
+def _pairs(files: dict[str, dict[str, Path]]) -> list[tuple[str, Path, Path]]:
+    """Names, and the files of both sides. Names with a time in them differ, and are paired in their order."""
     eager, policy = (files[side] for side in SIDES)
     if len(eager) != len(policy):
         raise HeadforceError(
@@ -125,9 +149,21 @@ def _pairs(files: dict[str, dict[str, Path]], staging: Path) -> dict[str, tuple[
             found=f"{len(eager)} videos of the eager side and {len(policy)} of the other",
             needed="as many of both",
         )
-    names = [name.replace(os.sep, "-").rpartition(".")[0] for name in sorted(eager)]
-    both = zip(sorted(eager.values()), sorted(policy.values()), strict=True)
-    return dict(zip(names, both, strict=True))
+    both = list(zip(sorted(eager), sorted(policy), strict=True))
+    names = _names([one for one, _ in both])
+    return [(name, eager[one], policy[other]) for name, (one, other) in zip(names, both, strict=True)]
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """A name for each file, with dashes for folders, and with the suffix where files differ in nothing else."""
+    whole = [file.replace(os.sep, "-") for file in files]
+    short = [os.path.splitext(name)[0] for name in whole]
+    return [one if short.count(one) == 1 else name for one, name in zip(short, whole, strict=True)]
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, with a number behind it if it is taken: a folder, a suffix and a row of a batch can look alike."""
+    return next(one for one in chain([name], (f"{name}-{i}" for i in count(2))) if one not in taken)
 
 
 def _chunks(finished: Finished) -> list[tuple[int, ...]]:

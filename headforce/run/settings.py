@@ -42,11 +42,11 @@ class RunSettings:
         Raises what `read_policy` raises, and HF-TARGET and HF-OPTION for what would be refused in the script.
         """
         from ..choices import check_choices
-        from ..presets import read_policy  # not in every process of the command
+        from ..presets.named import names_file, read_policy  # not in every process of the command
 
         read_policy(self.policy, self.labels)
         check_choices(target=self.target, inner=self.inner, verify=self.verify)
-        policy = os.path.abspath(self.policy) if Path(self.policy).exists() else self.policy
+        policy = os.path.abspath(self.policy) if names_file(self.policy) else self.policy
         return replace(self, policy=policy, labels=self.labels and os.path.abspath(self.labels))
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..calls import Example
 from ..policy import Policy
 from .rollout import Way, deviations, most_sites, record
-from .verdict import allowed
+from .verdict import allowed, finite
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Culprit:
     runs: int
     site: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """What was found as plain data; null for an error that is not finite."""
+        return {**vars(self), "error": finite(self.error)}
+
     def __str__(self) -> str:
         if self.call is None:
             return f"no call departs from eager (largest deviation {self.error:.2g})"
@@ -42,7 +47,7 @@ def bisect(example: Example, way: Way, limit: float | None = None) -> Culprit:
         way: how the model is compiled; its policy is set here. limit: as in `verify`.
     """
     eager = record(example, Way())
-    limit = allowed(eager.outputs[0][0].dtype) if limit is None else limit
+    limit = allowed(eager) if limit is None else limit
     runs = 0
 
     def first_wrong(sites: int | None) -> tuple[int | None, float, int]:

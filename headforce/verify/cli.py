@@ -93,7 +93,7 @@ def bisect(example: str, limit: float | None, modules: tuple[str, ...], as_json:
         _import(modules)
         check_choices(target=choices["target"], inner=choices["inner"])
         found = bisected(load_example(example), Way(**choices), limit)
-    click.echo(json.dumps(vars(found)) if as_json else str(found))
+    click.echo(json.dumps(found.to_json()) if as_json else str(found))
     sys.exit(0 if found.call is None else 1)
 
 

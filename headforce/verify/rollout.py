@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..calls import Example
 from ..errors import HeadforceError
@@ -51,6 +51,7 @@ class Way:
 class Recorded:
     """A rollout: the tensors that each call returned, and what became of the model's attention.
 
+    A call may return none, as one that only fills a cache does, but not all of them: see `record`.
     `seconds` is the time of all calls without that of compiling, which is `compiling`.
     """
 
@@ -69,11 +70,18 @@ def record(example: Example, way: Way, found: Recorded | None = None) -> Recorde
     Args:
         found: where to put it, for who wants to know how far a rollout came that raises.
 
-    Raises HF-ADAPTER for a model that no adapter knows, HF-EXAMPLE if no call reaches the model, and whatever refuses.
+    Raises HF-ADAPTER for a model that no adapter knows, HF-EXAMPLE if no call reaches the model or none returns a
+    number that could be compared, and whatever refuses.
     """
     copied = example.copied()
     model, _ = find_model(copied.model)
     found = Recorded() if found is None else found
+    kinds: dict[str, None] = {}
+
+    def note(_model: nn.Module, _args: Any, output: Any) -> None:
+        kinds[type(output).__name__] = None
+        found.outputs.append(list(_tensors(output)))
+
     torch._dynamo.reset()
     with ExitStack() as stack:
         stack.callback(torch._dynamo.reset)
@@ -88,8 +96,7 @@ def record(example: Example, way: Way, found: Recorded | None = None) -> Recorde
                 session.verify = replace(session.verify, folder=None)
             session.compile(**way.options)
         # Behind the session's own hook, which raises if the pass was not what it should be.
-        hook = model.register_forward_hook(lambda _model, _args, output: found.outputs.append(list(_tensors(output))))
-        stack.callback(hook.remove)
+        stack.callback(model.register_forward_hook(torch._dynamo.disable(note)).remove)
         begin, compiled = time.perf_counter(), compiling_seconds()
         try:
             copied.run()
@@ -100,14 +107,27 @@ def record(example: Example, way: Way, found: Recorded | None = None) -> Recorde
             report = session.report
             found.rewritten, found.refused = report.count("rewritten"), report.count("refused")
             found.misses, found.launches = session.misses, session.launches
+    _check_comparable(found, kinds)
+    return found
+
+
+def _check_comparable(found: Recorded, kinds: Iterable[str]) -> None:
+    """HF-EXAMPLE for a rollout of which nothing can be compared. `kinds`: of what the model returned."""
     if not found.outputs:
         raise HeadforceError(
             "HF-EXAMPLE", found="calls that do not reach the model", needed="calls of the model that is handed over"
         )
-    return found
+    if not any(tensor.numel() for output in found.outputs for tensor in output):
+        raise HeadforceError(
+            "HF-EXAMPLE",
+            found=f"calls that return no number ({', '.join(kinds)})",
+            needed="a model that returns tensors",
+            hint="They may lie in tuples, lists, mappings and dataclasses; of other objects nothing can be compared.",
+        )
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
+    """Copies of all tensors in what a model returned, in order."""
     if isinstance(output, Tensor):
         yield output.detach().clone()
     elif isinstance(output, Mapping):
@@ -116,6 +136,9 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, Sequence) and not isinstance(output, str):
         for value in output:
             yield from _tensors(value)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for part in fields(output):
+            yield from _tensors(getattr(output, part.name, None))
 
 
 @contextmanager
@@ -133,7 +156,10 @@ def most_sites(count: int | None) -> Iterator[None]:
 
 
 def deviations(found: Recorded, expected: Recorded) -> list[float]:
-    """For every call, the largest difference over the largest value; infinite for NaN or another shape."""
+    """For every call, the largest difference over the largest value; infinite for NaN, and for other shapes.
+
+    Raises HF-EXAMPLE for rollouts of another number of calls.
+    """
     if len(found.outputs) != len(expected.outputs):
         raise HeadforceError(
             "HF-EXAMPLE",
@@ -144,6 +170,8 @@ def deviations(found: Recorded, expected: Recorded) -> list[float]:
 
 
 def _deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    if len(found) != len(expected):
+        return float("inf")
     worst = 0.0
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,9 +73,14 @@ class Verdict:
         return next((line for line in self.lines if not line.holds), None)
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as plain data."""
-        lines = [vars(line) for line in self.lines]
-        return {"version": JSON_VERSION, "holds": self.holds, "lines": lines, "drift": self.drift, "limit": self.limit}
+        """The verdict as plain data; null for a deviation that is not finite."""
+        return {
+            "version": JSON_VERSION,
+            "holds": self.holds,
+            "lines": [vars(line) for line in self.lines],
+            "drift": [finite(value) for value in self.drift],
+            "limit": finite(self.limit),
+        }
 
     def __str__(self) -> str:
         return "\n".join(f"{line.level}  {'holds' if line.holds else 'FAILS'}  {line.words}" for line in self.lines)
@@ -84,9 +90,19 @@ ASKED = ("HF-POLICY-SHAPE", "HF-OPTION", "HF-TARGET", "HF-UNBOUNDED", "HF-SEGMEN
 """Refusals of what was asked for, such as a policy of another model. They say nothing about how it is compiled."""
 
 
-def allowed(dtype: torch.dtype) -> float:
-    """The deviation of a model's output, as a share of its largest value, that another order of sums may cause."""
+def allowed(eager: Recorded) -> float:
+    """The deviation of a model's output, as a share of its largest value, that another order of sums may cause.
+
+    It is that of the dtype of the first output that is no whole number.
+    """
+    tensors = (tensor for output in eager.outputs for tensor in output)
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
     return max(4 * torch.finfo(dtype).eps, 1e-5)
+
+
+def finite(value: float) -> float | None:
+    """JSON has neither infinity nor NaN: null stands for them."""
+    return value if math.isfinite(value) else None
 
 
 def verify(
@@ -104,7 +120,7 @@ def verify(
     Raises HF-ADAPTER, HF-EXAMPLE and those of `ASKED`. What a level finds is in the verdict.
     """
     eager = record(example, Way())
-    limit = allowed(eager.outputs[0][0].dtype) if limit is None else limit
+    limit = allowed(eager) if limit is None else limit
     levels = _Levels(example, eager, limit)
     native = replace(way, policy=Policy({}), canonical=True, verify="full")
     if NATIVE in runs and levels.checked(native, NATIVE, "under native()"):

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from headforce.cli import main
 from headforce.errors import HeadforceError
+from headforce.lowering import gate
 from headforce.lowering.gate import compiled, spec_for
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,30 @@ def test_sources_alone(tmp_path):
     assert "hopper_attention_sm90_fp16_64_rotated.py" in names
     assert len(names) == 6
     assert CliRunner().invoke(main, ["kernels", "--sources"]).exit_code == 2
+
+
+@pytest.mark.parametrize("what", ["--aot", "--sources"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, what):
+    def work(*_):
+        raise AssertionError("nothing may be made")
+
+    monkeypatch.setattr(gate, "compiled", work)
+    monkeypatch.setattr(gate, "save_sources", work)
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(main, ["kernels", what, "--arch", "sm90", "--out", str(tmp_path / "file")])
+    assert done.exit_code == 2, done.output
+    assert "HF-OPTION" in done.stderr
+
+
+def test_sources_appear_when_all_are_there(tmp_path, monkeypatch):
+    def source_of(kernel, spec):
+        if kernel == "rotate_and_write":
+            raise KeyboardInterrupt
+        return "whole"
+
+    monkeypatch.setattr(gate, "source_of", source_of)
+    CliRunner().invoke(main, ["kernels", "--sources", "--arch", "sm80", "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_architecture():

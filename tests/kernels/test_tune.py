@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 from triton.runtime.errors import OutOfResources
 
+from headforce.cli import main
 from headforce.errors import HeadforceError
 from headforce.kernels import config as config_module
 from headforce.kernels.config import Config, config_of
@@ -115,3 +117,94 @@ def test_choices_narrow_each_other(monkeypatch):
 def test_what_is_never_measured_is_refused(wanted, found):
     with assert_refused("HF-OPTION", found=found):
         Wanted(**wanted)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+BEST = Config(64, 64, 4, 2)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A GPU on which one problem takes one millisecond; the problems that were measured."""
+    measured = []
+
+    def tune_device(*_):
+        for kernel in ("ragged_attention", "hopper_attention"):
+            measured.append(kernel)
+            yield kernel, Problem(), [tune_module.Trial(BEST, 1.0)]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(config_module, "architecture_of", lambda _: "sm90")
+    monkeypatch.setattr(tune_module, "tune_device", tune_device)
+    monkeypatch.delenv("HEADFORCE_TUNING", raising=False)
+    return measured
+
+
+def tuned_by_command(*args, code=0):
+    done = CliRunner().invoke(main, ["tune", *map(str, args)])
+    assert done.exit_code == code, done.output
+    assert code != 0 or done.exception is None
+    return done.output
+
+
+def tiles_of(kernel):
+    return config_of(kernel, "sm90", 128, 128, torch.bfloat16)
+
+
+def test_a_table_of_ones_own_is_written_and_read(device, tmp_path, monkeypatch):
+    table = tmp_path / "own.json"
+    tuned_by_command("--out", table)
+    monkeypatch.setenv("HEADFORCE_TUNING", str(table))
+    assert tiles_of("ragged_attention") == tiles_of("hopper_attention") == BEST
+    monkeypatch.setenv("HEADFORCE_TUNING", "")
+    assert tiles_of("ragged_attention") != BEST
+
+
+def test_the_table_that_is_read_is_the_one_that_is_written(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "TUNING", tmp_path / "package.json")
+    tuned_by_command()
+    assert [file.name for file in tmp_path.iterdir()] == ["package.json"]
+    monkeypatch.setenv("HEADFORCE_TUNING", str(tmp_path / "own.json"))
+    tuned_by_command()
+    assert (tmp_path / "own.json").read_bytes() == (tmp_path / "package.json").read_bytes()
+
+
+def test_an_interrupt_leaves_a_whole_table(device, tmp_path, monkeypatch):
+    table, written = tmp_path / "own.json", []
+
+    def cut_short(*args):
+        record(*args)
+        if written:
+            args[-1].write_text('{"entr')
+            raise KeyboardInterrupt
+        written.append(args)
+
+    monkeypatch.setattr(tune_module, "record", cut_short)
+    CliRunner().invoke(main, ["tune", "--out", str(table)])
+    assert len(device) == 2
+    assert [entry["kernel"] for entry in json.loads(table.read_text())["entries"]] == ["ragged_attention"]
+    assert [file.name for file in tmp_path.iterdir()] == ["own.json"]
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(device, tmp_path, monkeypatch):
+    assert "it is a folder" in tuned_by_command("--out", tmp_path, code=1)
+    monkeypatch.setattr(config_module, "TUNING", tmp_path / "read-only" / "tuning.json")
+    assert "name another with --out" in tuned_by_command(code=1)
+    (tmp_path / "other.json").write_text("[]")
+    assert "HF-OPTION" in tuned_by_command("--out", tmp_path / "other.json", code=2)
+    assert device == []
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"", b'{"entries": [', b"[]", b"{}", b"\xff", b'{"entries": [{"kernel": "ragged_attention"}]}']
+)
+def test_a_variable_that_names_no_table(tmp_path, monkeypatch, text):
+    table = tmp_path / "own.json"
+    if text is not None:
+        table.write_bytes(text)
+    monkeypatch.setenv("HEADFORCE_TUNING", str(table))
+    with assert_refused("HF-OPTION", site=str(table)):
+        tiles_of("ragged_attention")

@@ -102,3 +102,22 @@ def test_a_switch_before_it_is_answered_if_all_classes_answer_alike():
     for different in ({"sink": Flush(2)}, {**alike, "dummy": Recache(2)}):
         assert policy(on_switch=different).undecided().on_switch == {}
         assert not policy(on_switch=different).answers_alike
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"dummies": 1}, {"dummies": 1.0}, False),
+        ({"dummies": 0}, {"dummies": 0.0}, False),
+        ({"dummies": 0.0}, {"dummies": -0.0}, True),
+        ({"queries": 1}, {"queries": 1.0}, True),
+        ({"dummies": 2}, {"dummies": 2}, True),
+        ({"seed": 1}, {"seed": 2}, False),
+    ],
+)
+def test_what_means_the_same_is_equal_and_has_one_digest(one, other, same):
+    its, others = Classify(1, **one), Classify(1, **other)
+    assert (its == others) == (hash(its) == hash(others)) == same
+    its, others = policy(classify=its), policy(classify=others)
+    assert (its == others) == (hash(its) == hash(others)) == (its.digest == others.digest) == same
+    assert its != one

@@ -374,3 +374,77 @@ def test_the_example_cut_short_is_refused_or_whole(cut):
     except HeadforceError:
         return
     assert set(policy.classes) <= set(Policy.load(EXAMPLE).classes)
+
+
+# --- what YAML says, and what it would be read as -------------------------------------------------------------------
+
+MERGED = """
+headforce: 1
+classes: {near: window(1), far: sink(1)}
+heads:
+  0: &a {near: [1]}
+  1: &b {near: [2], far: [0]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "heads"),
+    [
+        ("{<<: *a}", {"near": (1,)}),
+        ("{<<: *b, near: [7]}", {"near": (7,), "far": (0,)}),
+        ("{near: [7], <<: *b}", {"near": (7,), "far": (0,)}),
+        ("{<<: [*a, *b]}", {"near": (1,), "far": (0,)}),
+        ("{<<: [*b, *a]}", {"near": (2,), "far": (0,)}),
+        ("{<<: {<<: *a, far: [0]}}", {"near": (1,), "far": (0,)}),
+        ("&c {<<: *c, far: [3]}", {"far": (3,)}),
+        ("{<<: []}", {}),
+    ],
+)
+def test_merge_keys(layer, heads):
+    assert Policy.loads(f"{MERGED}  2: {layer}").heads[2] == heads
+
+
+def test_what_is_merged_is_overridden_by_layer():
+    text = "headforce: 1\nclasses: {near: window(1), far: sink(1)}\nlayers: {<<: {'3': near, 4: near}, 3: far}"
+    assert Policy.loads(text).layers == {3: "far", 4: "near"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("{<<: 3}", "heads.2.<<: found what is no mapping"),
+        ("{<<: [*a, 3]}", "heads.2.<<: found what is no mapping"),
+        ("{<<: *a, <<: *b}", "heads.2.<<: found the same key twice"),
+        ("{<<: {near: [1], near: [2]}}", "heads.2.<<.near: found the same key twice"),
+        ("{<<: *a, far: [1], far: [2]}", "heads.2.far: found the same key twice"),
+        ("{? [near] : [1]}", "heads.2: found a sequence as a key"),
+    ],
+)
+def test_merge_keys_and_others_that_are_wrong(layer, says):
+    assert says in refused(f"{MERGED}  2: {layer}", "HF-POLICY-VALUE")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("heads: {0: {a: [010]}}", "heads.0.a.0: found 010, which YAML takes for the number 8"),
+        ("layers: {012: a}", "layers.012: found 012, which YAML takes for the number 10"),
+        ("horizon: 1:30", "horizon: found 1:30, which YAML takes for the number 90"),
+        ("horizon: 0x10", "horizon: found 0x10"),
+        ("horizon: 0b11", "horizon: found 0b11"),
+        ("horizon: 1_000", "horizon: found 1_000"),
+        ("horizon: +5", "needed a whole number in plain decimal"),
+        ("horizon: !!int {=: 010}", "found 010"),
+        (f"horizon: 0x{'f' * 900}", "horizon: found 0xfff"),
+        ("layers: {1: a, true: b}", "layers.true: found the same key twice"),
+        ("layers: {1: a, 1.0: b}", "layers.1.0: found the same key twice"),
+    ],
+)
+def test_what_would_be_read_as_another_number_or_key_is_refused(line, says):
+    assert says in refused(ONE + line, "HF-POLICY-VALUE")
+
+
+def test_numbers_in_quotes_are_text_and_so_is_an_equals_sign():
+    policy = Policy.loads("headforce: 1\nclasses: {'010': sink(1), '1:30': sink(2), =: sink(3)}\ndefault: =")
+    assert set(policy.classes) == {"010", "1:30", "="}
+    assert policy.default == "="

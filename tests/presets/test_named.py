@@ -35,6 +35,14 @@ def test_a_file_called_like_a_preset_is_the_file(tmp_path, monkeypatch):
     assert read_policy("longlive") == longlive(window=6)
 
 
+def test_a_folder_called_like_a_preset_is_no_policy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "longlive").mkdir()
+    assert read_policy("longlive") == longlive()
+    with pytest.raises(HeadforceError, match="HF-POLICY-FILE"):
+        read_policy("./longlive")
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [

@@ -11,10 +11,14 @@ from headforce.profile.measured import Pass, Profile, Sample, Video
 WINDOW = 21
 
 
-def passed(mass, logit=None, *, chunk=10, frames=3, step=0, window=WINDOW):
-    """A pass over a chunk that reads the newest `window` frames; mass and logit are [layers, heads, keys]."""
+def passed(mass, logit=None, *, chunk=10, frames=3, step=0, window=WINDOW, sink=0):
+    """A pass over a chunk that reads `window` frames: the first `sink` and the newest others.
+
+    mass and logit are [layers, heads, keys].
+    """
     at = Chunk(chunk, chunk * frames, frames)
-    keys = tuple(range(max(0, at.stop - window), at.stop))
+    newest = range(max(0, at.stop - window + sink), at.stop)
+    keys = (*range(min(sink, newest[0])), *newest)
     mass = np.asarray(mass, np.float32)
     mass = mass / mass.sum(-1, keepdims=True)
     logit = np.zeros_like(mass) if logit is None else np.asarray(logit, np.float32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headforce import HeadforceError
 from headforce.policy import Policy, oracle, parse_rule
-from headforce.profile.budget import candidates, within
+from headforce.profile.budget import candidates, check_rules, within
 from headforce.profile.knapsack import assign
 from headforce.profile.report import budget_controls, kept_by
 
@@ -93,3 +93,18 @@ def test_what_is_refused():
             candidates(made, (rule,))
     with pytest.raises(HeadforceError, match="HF-BUDGET"):
         within(candidates(made), 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("stride(6)", r"HF-UNBOUNDED\] at stride\(6\): .*Bound the rule, for example with last="),
+        (
+            "native() | sink(1)",
+            r"HF-NATIVE\] at native\(\) \| sink\(1\): .*is among the candidates without being named",
+        ),
+    ],
+)
+def test_candidates_are_refused_without_a_profile(rule, says):
+    with pytest.raises(HeadforceError, match=says):
+        check_rules(("window(2)", rule))

@@ -153,6 +153,10 @@ def test_the_command(tmp_path):
     [
         (["--set", "threshold=abc", "--method", "forcing_kv"], "threshold='abc'"),
         (["--set", "threshold=[1"], "--set"),
+        (["--set", "skip=1.5", "--method", "forcing_kv"], "a whole number for skip"),
+        (["--set", "signs=2"], "signs=2"),
+        (["--rule", "stride(6)", "--budget", "0.6"], "HF-UNBOUNDED"),
+        (["--rule", "native()", "--budget", "0.6"], "HF-NATIVE"),
         (["--rule", "window(2)"], "--budget"),
         (["--rule", "windw(2)", "--budget", "0.6"], "HF-OP-UNKNOWN"),
         (["--inner", "egaer"], "HF-OPTION"),

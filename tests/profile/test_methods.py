@@ -35,6 +35,61 @@ def test_every_method_is_registered_with_a_preset_that_takes_its_classes():
         find_method("pyramids")
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "needed"),
+    [
+        ("forcing_kv", {"skip": 1.5}, "a whole number for skip"),
+        ("forcing_kv", {"skip": None}, "a whole number for skip"),
+        ("forcing_kv", {"skip": True}, "a whole number for skip"),
+        ("forcing_kv", {"threshold": None}, "a number for threshold"),
+        ("forcing_kv", {"threshold": "abc"}, "a number for threshold"),
+        ("forcing_kv", {"threshold": False}, "a number for threshold"),
+        ("forcing_kv", {"static_share": "abc"}, "a number, or null, for static_share"),
+        ("pyramid", {"harmonics": 2.5}, "a whole number for harmonics"),
+        ("pyramid", {"signs": None}, "a number for signs"),
+        ("head_forcing", {"sink": 1.5}, "a whole number for sink"),
+        ("head_forcing", {"by_layer": 1}, "true or false for by_layer"),
+        ("head_forcing", {"by_layer": None}, "true or false for by_layer"),
+        ("dummy", {"first_frames": 1.0}, "a whole number for first_frames"),
+    ],
+)
+def test_a_constant_is_of_the_kind_of_its_default(name, given, needed):
+    with pytest.raises(HeadforceError) as caught:
+        find_method(name).check(given)
+    assert (caught.value.code, caught.value.needed) == ("HF-PROFILE-METHOD", needed)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("forcing_kv", {"threshold": 1, "skip": 0, "static_share": None}),
+        ("forcing_kv", {"static_share": 0.5}),
+        ("head_forcing", {"by_layer": True, "anchor": 1}),
+        ("dummy", {"dummies": 3}),  # more than the heads of what it is tried on
+        ("dummy", {"first_frames": 30}),
+        ("pyramid", {"shortest": 5}),
+    ],
+)
+def test_constants_that_are_right_can_be_tried_out(name, given):
+    find_method(name).try_out(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "code"),
+    [
+        ("pyramid", {"signs": 2}, "HF-PROFILE-METHOD"),
+        ("forcing_kv", {"skip": -1}, "HF-PROFILE-METHOD"),
+        ("head_forcing", {"sink": 0}, "HF-PROFILE-METHOD"),
+        ("dummy", {"dummies": 1.5}, "HF-POLICY-VALUE"),
+        ("dummy", {"first_frames": 0}, "HF-POLICY-VALUE"),
+        ("dummy", {"nothing": 0}, "HF-PROFILE-METHOD"),
+    ],
+)
+def test_constants_out_of_range_are_found_without_a_profile(name, given, code):
+    with pytest.raises(HeadforceError, match=code):
+        find_method(name).try_out(given)
+
+
 # --- Forcing-KV ----------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +234,31 @@ def test_pyramid_decides_by_signs_then_by_period_then_by_the_mean():
         find_method("pyramid")(passed(np.ones((1, 2, 9)), chunk=2))
     with pytest.raises(HeadforceError, match="HF-PROFILE-METHOD"):
         find_method("pyramid")(passed(mass), signs=0)
+
+
+@pytest.mark.parametrize("true", [3.0, 4.0, 5.0])
+def test_a_sink_is_no_part_of_a_spectrum(true):
+    """Its frames lie far behind the others, whatever their scores are: the spectrum is that of the frames in a row."""
+    phases = np.linspace(0, true, 7)
+    rest = np.array([wave(true, 15, phase) for phase in phases])
+    for first in (-20.0, 0.0, 20.0):
+        signals = np.concatenate([np.full((len(phases), 3), first), rest], axis=1)
+        found = passed(np.ones((1, len(phases), KEYS)), logits(*signals), chunk=20, sink=3)
+        assert found.past == (0, 1, 2, *range(45, 60))
+        np.testing.assert_array_equal(found.logits_in_a_row[0, :, 0], rest.astype(np.float32))
+        assert find_method("pyramid")(found).labels.layers[0] == ("wave",) * len(phases)
+    whole = passed(np.ones((1, len(phases), KEYS)), logits(*signals), chunk=6, sink=3)
+    assert whole.past == tuple(range(18))
+    np.testing.assert_array_equal(whole.logits_in_a_row, whole.logits)
+
+
+def test_frames_behind_a_gap_have_to_be_enough_for_a_spectrum():
+    """Ten past frames, of which seven are in a row."""
+    with pytest.raises(HeadforceError, match=r"HF-PROFILE-DATA.*found 7 past frames in a row; needed at least 8"):
+        find_method("pyramid")(passed(np.ones((1, 2, 13)), chunk=20, window=13, sink=3))
+    find_method("pyramid")(passed(np.ones((1, 2, 13)), chunk=20, window=13, sink=2))
+    with pytest.raises(HeadforceError, match="found 0 past frames in a row"):
+        find_method("pyramid")(passed(np.ones((1, 2, 3)), chunk=0))
 
 
 # --- votes and files -----------------------------------------------------------------------------------------------

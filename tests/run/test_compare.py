@@ -53,8 +53,13 @@ def refusal(how, code="HF-COMPARE"):
     with pytest.raises(HeadforceError) as caught:
         compare(how, RunSettings("self_forcing", seed=0))
     assert caught.value.code == code
-    assert not [path for path in Path("results").rglob("*") if path.is_file()]
+    assert all(name.startswith("unfinished") for name in results())  # what is the script's, and nothing of ours
     return caught.value
+
+
+def results():
+    found = (path.relative_to("results") for path in Path("results").rglob("*") if path.is_file())
+    return sorted(map(str, found))
 
 
 def test_the_report(play):
@@ -100,6 +105,33 @@ def test_names_with_a_time_are_paired_in_their_order(play):
     assert [video["name"] for video in report["videos"]] == ["1-at-eager", "2-at-eager"]
     first, second = (video["chunk_psnr"][1] for video in report["videos"])
     assert first == pytest.approx(second + 20 * np.log10(2))
+
+
+def test_every_film_is_compared_under_a_name_of_its_own(play):
+    """Names that differ in a suffix, in a folder or a dash, or in a row of a batch."""
+    worse = {"clip.npy": 1, "clip.mp4": 0, "a/x.npy": 2, "a-b/x.npy": 3, "a-x.npy": 4, "two-1.npy": 5, "two.npy": 6}
+
+    def script(side, out):
+        for name, by in worse.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            if name.endswith("mp4"):
+                write_film(out / name, np.zeros((4, 16, 16, 3), np.uint8), 8)
+            else:
+                np.save(out / name, np.concatenate([latents(side, worse=by)] * (2 if name == "two.npy" else 1)))
+
+    play(script)
+    report = compare(wanted("{out}/**/*.*"), RunSettings("self_forcing"))
+    lost = {video["name"]: video["chunk_psnr"][1] for video in report["videos"]}
+    found = {name: round(float(np.sqrt(2 * 100 / 10 ** (db / 10))), 3) for name, db in lost.items() if db is not None}
+    assert found == {"clip.npy": 1, "a-b-x": 3, "a-x.npy": 4, "a-x.npy-2": 2, "two-1": 5, "two-0": 6, "two-1-2": 6}
+    assert lost["clip.mp4"] is None
+    for video in report["videos"]:
+        assert {video["film"], video["figure"]} <= set(results())
+
+
+def test_batches_that_do_not_match(play):
+    play(lambda side, out: np.save(out / "a.npy", np.concatenate([latents(side)] * (1 + (side == "policy")))))
+    assert refusal(wanted()).found == "1 videos and 2"
 
 
 def test_a_batch_is_several_videos(play):
@@ -156,11 +188,68 @@ def test_sides_that_do_not_match(play):
     assert "(4, 6, 8, 4) and (6, 6, 8, 4)" in refusal(wanted()).found
 
 
-def test_an_interrupted_comparison_leaves_nothing(play):
+@pytest.mark.parametrize("pattern", ["{out}/*.npy", "videos/*.npy"], ids=["its own folder", "the script's folder"])
+@pytest.mark.parametrize("end", [KeyboardInterrupt, HeadforceError("HF-RUN-START", found="this", needed="that")])
+def test_what_a_script_wrote_outlives_an_interrupted_comparison(play, pattern, end, capfd):
+    """Twice, after a comparison that went well: no file of an earlier one is written over."""
+    stop = []
+
+    def script(side, out):
+        if side == "policy" and stop:
+            raise end
+        folder = out if "{out}" in pattern else Path("videos")
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "a.npy", latents(side) + len(stop))
+
+    play(script)
+    compare(wanted(pattern), RunSettings("self_forcing"))
+    before = {name: (Path("results") / name).read_bytes() for name in results()}
+    for name in ("unfinished", "unfinished-2"):
+        stop.append(True)
+        with pytest.raises(type(end) if isinstance(end, Exception) else end):
+            compare(wanted(pattern), RunSettings("self_forcing"))
+        kept = Path("results") / name
+        np.testing.assert_array_equal(np.load(kept / "eager/a.npy"), latents("eager") + len(stop))
+        assert f"what the script wrote is in {kept}\n" in capfd.readouterr().err
+    assert {name: (Path("results") / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "frames"), [({"videos": []}, (4, 4)), ({"launches": 0}, (4, 4)), ({}, (4, 6))], ids=str
+)
+def test_what_a_script_wrote_outlives_a_refusal(play, changes, frames):
+    """Chunks that nobody said, a policy side that was not rewritten, videos of two shapes."""
+    Path("videos").mkdir()
+    play(lambda side, _: np.save("videos/a.npy", latents(side, frames[side == "policy"])), **changes)
+    with pytest.raises(HeadforceError):
+        compare(wanted("videos/*.npy"), RunSettings("self_forcing"))
+    kept = [*Path("results/unfinished").rglob("*.npy"), *Path("videos").iterdir()]
+    assert sorted(len(np.load(path)[0]) for path in kept) == sorted(frames)
+
+
+def test_what_a_script_wrote_stays_where_it_is_if_the_folder_is_full(play, monkeypatch, capfd):
     def script(side, out):
         np.save(out / "a.npy", latents(side))
         if side == "policy":
             raise KeyboardInterrupt
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    play(script)
+    monkeypatch.setattr("headforce.folder.shutil.copyfile", full)
+    monkeypatch.setattr("headforce.folder.tempfile.tempdir", str(Path("temporary").absolute()))
+    Path("temporary").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        compare(wanted(), RunSettings("self_forcing"))
+    (staging,) = Path("temporary").absolute().iterdir()
+    assert f"what the script wrote is in {staging}\n" in capfd.readouterr().err
+    assert sorted(str(path.relative_to(staging)) for path in staging.rglob("*.npy")) == ["eager/a.npy", "policy/a.npy"]
+
+
+def test_a_comparison_that_is_interrupted_early_leaves_nothing(play):
+    def script(side, out):
+        raise KeyboardInterrupt
 
     play(script)
     with pytest.raises(KeyboardInterrupt):

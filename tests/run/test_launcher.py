@@ -227,3 +227,9 @@ def test_a_policy_that_is_not_there_is_refused_at_once():
     with pytest.raises(HeadforceError) as caught:
         RunSettings("no/such.yaml").checked()
     assert caught.value.code == "HF-POLICY-FILE"
+
+
+def test_a_folder_called_like_a_published_system_is_not_its_policy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "longlive").mkdir()
+    assert RunSettings("longlive").checked().policy == "longlive"

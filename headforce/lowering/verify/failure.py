@@ -39,8 +39,9 @@ sys.exit(found is not None)
 '''
 PLAN_REPRO = '''"""{summary}
 
-`python repro.py` plans a stream of such chunks from frame 0 on and compares every plan with the oracle; the exit status
-is 1 while one differs. It needs headforce.
+`python repro.py` plans a stream of such chunks, behind a shorter one where frame 0 does not begin one of them, and
+compares every plan with the oracle; the exit status is 1 while one differs, and 2 where the stream is refused for
+another reason. It needs headforce.
 """
 
 import sys
@@ -53,13 +54,15 @@ from headforce.policy import Policy, parse_rule
 
 policy = Policy.load(Path(__file__).parent / "policy.yaml")
 stream = Stream(policy.bind(layers={layers}, heads={heads}, tokens={tokens}, native=parse_rule({native!r})), {batch})
+first = {start} % {frames}
+chunks = [(0, first)] * (first > 0) + [(start, {frames}) for start in range(first, {start} + 1, {frames})]
 try:
-    for start in range({start} % {frames}, {start} + 1, {frames}):
-        stream.begin(start, {frames})
+    for chunk in chunks:
+        stream.begin(*chunk)
         check_plan(stream)
 except HeadforceError as error:
     print(error)
-    sys.exit(1)
+    sys.exit(1 if error.code == "HF-VERIFY-PLAN" else 2)
 print("every plan is what the oracle says")
 '''
 
@@ -80,7 +83,7 @@ def write_launch(
     files: dict[str, bytes] = {
         **numbers,
         "repro.py": REPRO.format(
-            summary=str(error).replace("\\", "\\\\").replace('"""', "'''"),
+            summary=_quoted(error),
             imports="" if own else f"import {module}  # registers the target\n",
             imports_text="" if own else f" and {module}",
         ).encode(),
@@ -109,7 +112,7 @@ def write_plan(
     if folder is None:
         return error
     chunk = plan.chunk
-    repro = PLAN_REPRO.format(summary=str(error), start=chunk.start, frames=chunk.frames, **bound)
+    repro = PLAN_REPRO.format(summary=_quoted(error), start=chunk.start, frames=chunk.frames, **bound)
     stored = json.dumps({name: [table.tolist() for table in of] for name, of in tables.items()})
     files = {
         "repro.py": repro.encode(),
@@ -119,6 +122,11 @@ def write_plan(
     }
     digest = hashlib.sha256(b"".join(files.values())).hexdigest()[:12]
     return _written(folder, error, files, digest)
+
+
+def _quoted(error: HeadforceError) -> str:
+    """What an error says, as it may stand in a docstring."""
+    return str(error).replace("\\", "\\\\").replace('"""', "'''")
 
 
 def plan_json(plan: ChunkPlan) -> dict[str, Any]:

@@ -14,10 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import HeadforceError, nearest
+from ...policy import Chunk
 from ...presets import Labels
 from ..measured import Pass
 
 ENTRY_POINTS = "headforce.profile_methods"
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "a number, or null,",
+}
+"""What a constant has to be, by the type of its default. None stands for a number that is worked out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +70,7 @@ class Method:
         return self.classify(passed, **constants)
 
     def check(self, constants: Mapping[str, Any]) -> None:
-        """HF-PROFILE-METHOD for a constant that the method does not have, or that is no number where it takes one."""
+        """HF-PROFILE-METHOD for a constant that the method does not have, or that is not of the kind of its default."""
         parameters = inspect.signature(self.classify).parameters
         known = list(parameters)[1:]
         for name, value in constants.items():
@@ -71,15 +81,40 @@ class Method:
                     found=f"a constant {name!r}{nearest(name, known)}",
                     needed=", ".join(known),
                 )
-            if _is_number(parameters[name].default) and not _is_number(value):
-                raise HeadforceError(
-                    "HF-PROFILE-METHOD", site=self.name, found=f"{name}={value!r}", needed=f"a number for {name}"
-                )
+            default = parameters[name].default
+            if not _is_like(value, default):
+                needed = f"{KINDS[type(default)]} for {name}"
+                raise HeadforceError("HF-PROFILE-METHOD", site=self.name, found=f"{name}={value!r}", needed=needed)
+
+    def try_out(self, constants: Mapping[str, Any]) -> None:
+        """What `check` raises, and HF-PROFILE-METHOD or HF-POLICY-VALUE for a constant that is out of range.
+
+        For who is about to measure for long: the method judges a pass that is made up, since methods know their ranges
+        themselves. What it finds in that pass means nothing.
+        """
+        try:
+            self(_made_up(), **constants)
+        except HeadforceError as error:
+            if error.code in ("HF-PROFILE-METHOD", "HF-POLICY-VALUE"):
+                raise
 
 
-def _is_number(value: Any) -> bool:
-    """None stands for a number that is worked out."""
-    return value is None or isinstance(value, int | float)
+def _made_up() -> Pass:
+    """A pass of two heads that attend to 21 frames alike."""
+    keys = tuple(range(12, 33))
+    same = np.full((1, 2, 1, len(keys)), 1 / len(keys), np.float32)
+    return Pass(Chunk(10, 30, 3), 0, keys, same, same, same)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value can stand for a default. A whole number is a number too; what has none of `KINDS` will do."""
+    if type(default) not in KINDS:
+        return True
+    if default is None:
+        return value is None or _is_like(value, 0.0)
+    if isinstance(value, bool):  # a number to Python, but not to who wrote `true`
+        return isinstance(default, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
 _METHODS: dict[str, Method] = {}
