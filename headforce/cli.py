@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +22,6 @@ from .folder import Folder
 from .profile.cli import profile as profile_command
 from .run import cli as run_commands
 from .verify import cli as verify_commands
-from .whole_file import write_whole
 
 T = TypeVar("T")
 
@@ -272,19 +269,6 @@ def _published(out: Path, save: Callable[[Path], T]) -> T:
     return saved
 
 
-def _rewrite(path: Path, change: Callable[[Path], None]) -> None:
-    """Changes a file, or makes it, in one step: `change` works on a copy."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, path.name)
-        if path.exists():
-            shutil.copyfile(path, copy)
-        change(copy)
-        try:
-            write_whole(path, copy.read_bytes())
-        except OSError as error:
-            raise click.FileError(str(path), error.strerror or str(error)) from error
-
-
 def _table(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Callback of an option that names a table of tiles to write: the one that is read, if none is named.
 
@@ -336,7 +320,10 @@ def tune(kernels: tuple[str, ...], dtypes: tuple[str, ...], head_dims: tuple[int
         for trial in trials:
             click.echo(f"  {'refused' if trial.ms is None else f'{trial.ms:.3f} ms'}  {trial.config} {trial.refused}")
         if trials and trials[0].ms is not None:
-            _rewrite(out, partial(record, kernel, architecture, problem, trials[0], where))
+            try:
+                record(kernel, architecture, problem, trials[0], where, out)
+            except OSError as error:
+                raise click.FileError(str(out), error.strerror or str(error)) from error
 
 
 @main.command(name="list")

@@ -20,6 +20,7 @@ from ..errors import HeadforceError, nearest
 from ..kernels.budget import Budget, budget_of
 from ..kernels.config import TUNING, Config, architecture_of, candidates, tuning_entry
 from ..kernels.rotation import INTERLEAVED
+from ..whole_file import write_whole
 from .attention import HOPPER, HOPPER_WIDTHS, PORTABLE, attention
 
 SAMPLED = 8
@@ -174,7 +175,7 @@ def record(kernel: str, architecture: str, problem: Problem, best: Trial, where:
     same = ("kernel", "architecture", "dtype", "width")
     kept = [e for e in table["entries"] if any(e[name] != entry[name] for name in same)]
     table["entries"] = sorted([*kept, entry], key=lambda e: [str(e[name]) for name in same])
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(table, indent=2) + "\n")
 
 
 def _budget(arguments: tuple[Any, ...]) -> tuple[Budget, Tensor]:
