@@ -418,7 +418,7 @@ CATALOGUE: dict[str, Entry] = {
         "A noisy pass over a clone of the cache that is thrown away, in a graph of its own.",
     ),
     "HF-CACHE-UNREAD": Entry(
-        "The graph writes what looks like a cache, but no attention call in it reads that cache.",
+        "The graph writes what looks like a cache, or joins it with new rows, but no attention call in it reads that.",
         "Find the graph break between write and attention (explain() lists them), or the attention that is not known.",
         "A graph break, or attention of an unknown form, between the write and the read.",
     ),

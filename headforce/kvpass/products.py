@@ -17,7 +17,8 @@ from .ops import argument, op_name
 from .symbolic import to_number
 
 Letters = tuple[str, ...]
-PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "__matmul__", "__rmatmul__"})
+PRODUCTS = frozenset({"matmul", "bmm", "mm", "einsum", "baddbmm", "__matmul__", "__rmatmul__"})
+"""What may be a product of attention. `mm`, of one head, is none that `product_of` reads."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def product_of(view: GraphView, node: Node) -> Product | None:
     name = op_name(node)
     if name == "einsum":
         return _einsum(view, node)
-    if name not in PRODUCTS:
+    if name not in PRODUCTS - {"mm"}:
         return None
     scale, added, first = 1.0, None, 0
     if name == "baddbmm":

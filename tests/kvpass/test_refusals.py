@@ -626,3 +626,313 @@ def test_a_past_behind_other_norms_is_not_cross_attention():
 
 def test_every_code_is_in_the_catalogue():
     assert {*PROTOCOLS, *CORES, "HF-GRAD", "HF-CROSS", "HF-CACHE-UNREAD", "HF-NESTED", "HF-ROPE"} <= set(CATALOGUE)
+
+
+# What is not seen as attention, or not as self-attention, is refused where a past may be behind it.
+
+
+def reports(layer, cache, start=2 * TOKENS):
+    """The reports on one pass of a layer whose graphs may end inside it."""
+    recorder = Recorder(check=False)
+    x, _ = next(zoo.inputs(1))
+    with torch.no_grad():
+        torch.compile(layer, backend=recorder)(x, cache, start)
+    return recorder
+
+
+class Broken(zoo.SelfAttention):
+    """What it attends to is kept by a function that is not compiled, which gets query, key and value."""
+
+    def __init__(self, fused, flat):
+        super().__init__("half")
+        self.fused, self.flat = fused, flat
+        self.qkv = torch.nn.Linear(48, 3 * 48)
+
+    @torch.compiler.disable
+    def keep(self, q, k, v, cache, start):
+        if self.flat:
+            q, k, v = (x.unflatten(2, (zoo.HEADS, -1)) for x in (q, k, v))
+        return (q, *zoo.append(k, v, cache, start))
+
+    def forward(self, x, cache, start):
+        q, k, v = self.qkv(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        if not self.flat:
+            q, k, v = (x.unflatten(2, (zoo.HEADS, -1)) for x in (q, k, v))
+            q, k = (self.rope(x, (self.cos, self.sin), start // TOKENS) for x in (q, k))
+        return self.o(self.core(*self.keep(q, k, v, cache, start)).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_attention_behind_a_graph_break_is_not_cross_attention(fused, flat):
+    layer = Broken(fused, flat)
+    recorder = reports(layer, {**layer.new_cache(), "held": 2 * TOKENS, "seen": 2 * TOKENS})
+    projections, attention = recorder.reports
+    assert [r.code for r in projections.refused] == ["HF-OPAQUE"]
+    assert [r.code for r in attention.refused] == ["HF-OPAQUE"]
+    assert "a query that comes into the graph" in attention.refused[0].found
+    assert projections.excluded == attention.excluded == ()
+
+
+def test_a_past_that_is_joined_in_front_of_a_graph_break_is_reported():
+    """A fused projection is cut before its keys are rotated and joined with a past."""
+
+    class Joined(zoo.SelfAttention):
+        def forward(self, x, cache, start):
+            weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
+            q, k, v = F.linear(x, weight).view(*x.shape[:2], 3, zoo.HEADS, -1).unbind(2)
+            q, k = (self.rope(t, self.freqs, start // TOKENS) for t in (q, k))
+            keys, values = zoo.cat_past(k, v, cache, start)
+            torch._dynamo.graph_break()
+            return self.o(self.core(q, keys, values).flatten(2))
+
+    layer = Joined(protocol="cat_past")
+    recorder = reports(layer, layer.new_cache(frames=2))
+    assert {"HF-CACHE-UNREAD", "HF-OPAQUE"} == {r.code for r in recorder.reports[0].refused}
+    assert [r.code for r in recorder.reports[1].refused] == ["HF-OPAQUE"]
+
+
+def handed_out(made, *sizes):
+    """What is reported of a graph that hands out what `made` makes."""
+    recorder = Recorder(check=False)
+    with torch.no_grad():
+        torch.compile(made, backend=recorder, fullgraph=True)(*(torch.randn(size) for size in sizes))
+    return recorder.codes
+
+
+def test_modulations_and_gates_that_leave_the_graph_are_no_query_key_and_value():
+    six, three, wide = (torch.nn.Linear(48, 48 * n) for n in (6, 3, 4))
+    assert handed_out(lambda t: six(t).unflatten(-1, (6, -1)).unbind(2), (1, 4, 48)) == []  # frame by frame
+    assert handed_out(lambda t: six(t).unflatten(-1, (6, -1)).chunk(6, 2)[3:], (1, 4, 48)) == []
+    assert handed_out(lambda t: three(t)[:, None].chunk(3, -1), (1, 48)) == []
+    assert handed_out(lambda x: wide(x).chunk(2, -1), (1, 8, 48)) == []  # an MLP's gate
+    assert handed_out(lambda x: wide(x).split([96, 90, 6], -1), (1, 8, 48)) == []  # a state space model's inputs
+
+
+def test_a_query_beside_narrower_keys_and_values_leaves_the_graph():
+    wide = torch.nn.Linear(48, 96)
+    assert handed_out(lambda x: wide(x).split([48, 24, 24], -1), (1, 8, 48)) == ["HF-OPAQUE"]
+    two = torch.nn.Linear(48, 96), torch.nn.Linear(48, 96)
+    assert handed_out(lambda x: (two[0](x)[..., :48], *two[1](x).chunk(2, -1)), (1, 8, 48)) == ["HF-OPAQUE"]
+
+
+def empty_bank(names):
+    """Joins the inputs `names` with new rows; "bank" is empty."""
+
+    def protocol(k, v, cache, start):
+        pasts = [[cache[f"{name}_{side}"] for name in names] for side in "kv"]
+        return tuple(torch.cat([*past, new], 1) for past, new in zip(pasts, (k, v), strict=True))
+
+    return protocol
+
+
+def bank_cache(rows):
+    sizes = {"bank": 0, "recent": rows}
+    return {f"{n}_{s}": torch.randn(1, r, zoo.HEADS, zoo.HEAD_DIM) for n, r in sizes.items() for s in "kv"}
+
+
+@pytest.mark.parametrize("names", [("bank", "recent"), ("recent", "bank")])
+def test_an_empty_input_beside_rows_of_a_past_is_no_first_pass(names):
+    (only,) = reports(zoo.SelfAttention(protocol=empty_bank(names)), bank_cache(2 * TOKENS)).reports
+    assert (only.found, only.excluded) == ((), ())
+    assert [r.code for r in only.refused] == ["HF-CACHE-PARTS"]
+
+
+@pytest.mark.parametrize("rope", ["complex", "half", "half_lanes", "written"])
+def test_nothing_but_empty_inputs_in_front_of_new_rows_is_a_first_pass(rope):
+    (only,) = reports(zoo.SelfAttention(rope, empty_bank(("bank", "recent"))), bank_cache(0)).reports
+    assert (only.found, only.refused) == ((), ())
+    assert [r.code for r in only.excluded] == ["HF-FIRST"]
+
+
+def test_an_empty_text_in_front_of_a_cache_is_no_first_pass():
+    def protocol(k, v, cache, start):
+        rows = zoo.append(k, v, cache, start)
+        return tuple(torch.cat([cache[f"bank_{s}"], x], 1) for s, x in zip("kv", rows, strict=True))
+
+    layer = zoo.SelfAttention(protocol=protocol)
+    cache = {**layer.new_cache(), **bank_cache(0), "held": 2 * TOKENS, "seen": 2 * TOKENS}
+    (only,) = reports(layer, cache).reports
+    assert (only.refused, only.excluded) == ((), ())
+    assert [site.cache.kind for site in only.found] == ["append"]
+
+
+def sigmoid(q, k, v):
+    return weighted(scores(q, k).sigmoid(), v)
+
+
+def flipped(q, k, v):
+    return weighted(scores(q, k).softmax(-1).flip(1), v)
+
+
+def linear_attention(q, k, v):
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    read = torch.einsum("bqhd,bhde->bqhe", q, torch.einsum("bkhd,bkhe->bhde", k, v))
+    return read / torch.einsum("bqhd,bhd->bqh", q, k.sum(1))[..., None]
+
+
+def summed(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    weights = (q[:, :, :, None] * k[:, :, None]).sum(-1).softmax(-1)
+    return (weights[..., None] * v[:, :, None]).sum(3).transpose(1, 2)
+
+
+def head_by_head(q, k, v):
+    pairs = [(torch.mm(q[0, :, h], k[0, :, h].T).softmax(-1), v[0, :, h]) for h in range(q.shape[2])]
+    return torch.stack([torch.mm(*pair) for pair in pairs], 1)[None]
+
+
+def head_by_head_method(q, k, v):
+    return torch.stack([q[0, :, h].mm(k[0, :, h].T).softmax(-1).mm(v[0, :, h]) for h in range(q.shape[2])], 1)[None]
+
+
+def tensordots(q, k, v):
+    weights = scores(q, k).softmax(-1)
+    return torch.stack([torch.tensordot(weights[0, h], v[0, :, h], dims=1) for h in range(q.shape[2])], 1)[None]
+
+
+def kernel_of_torch(q, k, v):
+    operands = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*operands)[0].transpose(1, 2)
+
+
+def spelled_out_by_torch(q, k, v):
+    operands = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.ops.aten._scaled_dot_product_attention_math(*operands)[0].transpose(1, 2)
+
+
+def function_of_torch(q, k, v):
+    q, k, v = (x.flatten(2).transpose(0, 1) for x in (q, k, v))
+    one, heads = torch.eye(q.shape[-1]), zoo.HEADS
+    options = {"training": False, "need_weights": False}
+    projections = torch.cat([one, one, one]), None, None, None, False, 0.0, one, None
+    out = F.multi_head_attention_forward(q, k, v, q.shape[-1], heads, *projections, **options)[0]
+    return out.transpose(0, 1).unflatten(2, (heads, -1))
+
+
+UNKNOWN = {
+    "HF-CACHE-UNREAD": [sigmoid, flipped, linear_attention, summed, head_by_head, tensordots],
+    "HF-ATTENTION-FORM": [kernel_of_torch, spelled_out_by_torch, function_of_torch, head_by_head_method],
+}
+
+
+@pytest.mark.parametrize("protocol", ["append", "cat_past"])
+@pytest.mark.parametrize(("core", "code"), pairs(UNKNOWN))
+def test_attention_of_an_unknown_form_is_refused(core, code, protocol):
+    only = report(zoo.SelfAttention(protocol=protocol, core=core))
+    assert (only.found, only.excluded) == ((), ())
+    assert {r.code for r in only.refused} == {code}, only.refused
+
+
+class OtherDims(zoo.SelfAttention):
+    """Caches [B, C, H * D] for keys and values, or one [2, B, C, H, D] for both, which `packed` writes at once."""
+
+    def __init__(self, dims, packed=False):
+        def protocol(k, v, cache, start):
+            end = start + k.shape[1]
+            if dims == 3:
+                for name, new in (("k", k), ("v", v)):
+                    cache[name][:, start:end] = new.flatten(2)
+                return tuple(cache[name][:, :end].unflatten(2, (zoo.HEADS, -1)) for name in "kv")
+            if packed:
+                cache["kv"][:, :, start:end] = torch.stack([k, v])
+            else:
+                cache["kv"][0, :, start:end], cache["kv"][1, :, start:end] = k, v
+            return tuple(cache["kv"][:, :, :end].unbind(0))
+
+        super().__init__(protocol=protocol, core=sigmoid)
+        self.shapes = {"kv": (2, 1, 36, 4, 12)} if dims == 5 else dict.fromkeys("kv", (1, 36, 48))
+
+    def new_cache(self, batch=1, frames=0):
+        return {name: torch.zeros(shape) for name, shape in self.shapes.items()}
+
+
+@pytest.mark.parametrize(("dims", "packed", "caches"), [(3, False, 2), (5, False, 1), (5, True, 1)])
+def test_caches_of_other_dims_without_attention_are_reported(dims, packed, caches):
+    only = report(OtherDims(dims, packed))
+    assert [r.code for r in only.refused] == ["HF-CACHE-UNREAD"] * caches
+
+
+def test_caches_that_take_what_attention_reads_itself_are_reported_with_the_call():
+    """Keys and values of a text, and a pass that attends to its own rows."""
+    q, k, v = (torch.nn.Linear(48, 48) for _ in range(3))
+
+    def attend(x, context, kept):
+        keys, values = k(context), v(context)
+        kept[0][:], kept[1][:] = keys, values
+        return sdpa(*(t.unflatten(-1, (zoo.HEADS, -1)) for t in (q(x), keys, values)))
+
+    size = (1, 8, 48)
+    assert handed_out(lambda x, text, a, b: attend(x, text, (a, b)), size, size, size, size) == []
+    assert handed_out(lambda x, a, b: attend(x, x, (a, b)), size, size, size) == ["HF-NOHISTORY"]
+
+
+def test_what_is_kept_and_joined_besides_keys_and_values_is_left_alone():
+    """The state of a convolution, rows of a text, and what a block made of the pass before."""
+    conv, line, other = torch.nn.Conv3d(4, 4, 1), torch.nn.Linear(48, 48), torch.nn.Linear(48, 48)
+
+    def video(x, past):
+        made = conv(x)
+        past.copy_(made)
+        return conv(torch.cat([past, made], 2))
+
+    def stream(x, text, before):
+        x = x + line(x)
+        x = x + other(F.gelu(line(x)))
+        before.copy_(x)
+        return line(torch.cat([text, x], 1)), other(torch.cat([text, x], 1))
+
+    assert handed_out(video, (1, 4, 2, 3, 3), (1, 4, 2, 3, 3)) == []
+    assert handed_out(stream, (1, 8, 48), (1, 5, 48), (1, 8, 48)) == []
+
+
+def returned(kept):
+    """Attends to past and new rows, and gives `kept(past, new, joined)` to the caller as the past of the next pass."""
+
+    def protocol(k, v, cache, start):
+        pasts, rows = [cache[name] for name in "kv"], []
+        for name, past, new in zip("kv", pasts, (k, v), strict=True):
+            rows.append(torch.cat([past, new], 1))
+            cache[name] = kept(past, new, rows[-1])
+        return tuple(rows)
+
+    return protocol
+
+
+ORDERS = {
+    "whole": (lambda past, new, rows: rows, True),
+    "joined again": (lambda past, new, rows: torch.cat([past, new], 1), True),
+    "window": (lambda past, new, rows: rows[:, -3 * TOKENS :], True),
+    "window of copies": (lambda past, new, rows: torch.cat([past[:, TOKENS:], new], 1).clone(), True),
+    "sink and window": (lambda past, new, rows: torch.cat([rows[:, :TOKENS], rows[:, 3 * TOKENS :]], 1), True),
+    "sink, window and new": (
+        lambda past, new, rows: torch.cat([past[:, :TOKENS], past[:, 3 * TOKENS :], new], 1),
+        True,
+    ),
+    "window of both": (
+        lambda past, new, rows: torch.cat([past[:, :TOKENS], past[:, 3 * TOKENS :], new], 1)[:, -2 * TOKENS :],
+        True,
+    ),
+    "transposed": (lambda past, new, rows: rows.transpose(1, 2), True),
+    "the past alone": (lambda past, new, rows: past[:, TOKENS:].clone(), True),
+    "newest first": (lambda past, new, rows: torch.cat([new, past], 1), False),
+    "rolled": (lambda past, new, rows: torch.cat([rows[:, TOKENS:], rows[:, :TOKENS]], 1), False),
+    "twice": (lambda past, new, rows: torch.cat([past, rows], 1), False),
+    "without the newest": (lambda past, new, rows: rows[:, : -3 * TOKENS], False),
+    "other rows": (lambda past, new, rows: torch.cat([past, new * 0.5], 1), False),
+    "along the heads": (
+        lambda past, new, rows: torch.cat([past[:, : 2 * TOKENS], past[:, TOKENS : 3 * TOKENS]], 2),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_of_a_past_that_is_returned(name):
+    kept, right = ORDERS[name]
+    layer = zoo.SelfAttention(protocol=returned(kept))
+    layer.concatenates = True
+    only = report(layer)
+    assert [r.code for r in only.refused] == ([] if right else ["HF-CACHE-FORM"]), only.refused
+    assert len(only.found) == right
+    assert right or "order" in only.refused[0].found

@@ -3,8 +3,9 @@
     k = self.k(context); attention(self.q(x), k, v)         # K and V projected from another activation
     attention(self.q(x), cache["k"], cache["v"])            # whole graph inputs that this graph never writes
 
-Counter-examples, not excluded: keys that come from a cache the graph writes, and queries with RoPE over a whole input
-(that is a self-attention whose cache is written elsewhere; it is refused with HF-NOHISTORY).
+Counter-examples, not excluded: keys that come from a cache the graph writes; queries with RoPE over a whole input (that
+is a self-attention whose cache is written elsewhere; it is refused with HF-NOHISTORY); a query that is a graph input
+too, as behind a graph break, which nothing tells from self-attention (HF-OPAQUE).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..graph_view import GraphView
 from ..history import landing
 from ..normal_form import settle
 from ..sources import activations, behind
-from .base import AttentionCall, Excluded, recognizer, rotated
+from .base import AttentionCall, Excluded, Refused, recognizer, rotated
 
 
 @recognizer("exclude", order=10)
@@ -28,6 +29,12 @@ def cross_attention(view: GraphView, call: AttentionCall) -> Excluded | None:
         whole = not any(end.spans for end in cached) and not any(_touched(view, end.node) for end in cached)
         if whole and rotated(view, settle(call.q, view))[0] is None:
             names = " and ".join(end.node.name for end in ends)
+            if not behind(view, call.q.node)[0]:
+                raise Refused(
+                    "HF-OPAQUE",
+                    f"a query that comes into the graph, as {names} do",
+                    "the projection of the query and its attention in one graph",
+                )
             return Excluded(
                 "HF-CROSS",
                 f"K and V are the whole graph inputs {names}, which this graph does not write; the query has no RoPE",
