@@ -12,8 +12,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from . import torch_private
-from .ops import ALIASING, live_nodes, op_name, tensor_argument, writes_in_place
+from .ops import ALIASING, CASTS, live_nodes, makes_new, op_name, tensor_argument, writes_in_place
 from .symbolic import Binder, Facts, to_expr
+
+_PLAIN = (bool, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, torch.dtype, torch.device)
+"""What has no memory that could be written."""
 
 
 class GraphView:
@@ -128,7 +131,7 @@ class GraphView:
             return False
         if op_name(node) in ALIASING:
             before, after = self.dtype(source), self.dtype(node)
-            return before is None or after is None or before == after or before.is_complex != after.is_complex
+            return op_name(node) not in CASTS or before is None or after is None or before == after
         return writes_in_place(node, source)  # x.mul_(2) returns x
 
     def root(self, node: Node) -> Node:
@@ -145,18 +148,50 @@ class GraphView:
         self._roots.update(dict.fromkeys(passed, root))
         return root
 
+    def _shared(self, node: Node) -> list[Node]:
+        """The operands whose memory a node hands on, or may hand on: all of them for an operation that nobody knows."""
+        if node.op in ("placeholder", "get_attr", "output") or not _may_be_tensor(node.meta.get("example_value", node)):
+            return []
+        written = [operand for operand in node.all_input_nodes if writes_in_place(node, operand)]
+        source = tensor_argument(node)
+        if written or makes_new(node):
+            return written
+        if op_name(node) not in ALIASING or source is None:
+            return node.all_input_nodes
+        return [source] if self.aliases(node, source) else []
+
+    @cached_property
+    def _memory(self) -> dict[Node, Node]:
+        """For each node one of those whose memory may be the same as its own: equal for two that may share."""
+        found: dict[Node, Node] = {}
+
+        def first(node: Node) -> Node:
+            while found[node] is not node:
+                found[node] = node = found[found[node]]
+            return node
+
+        for node in self.nodes:
+            found[node] = node
+            for operand in self._shared(node):
+                found[first(node)] = first(operand)
+        return {node: first(node) for node in self.nodes}
+
     @cached_property
     def _writers(self) -> dict[Node, list[Node]]:
         writers: dict[Node, list[Node]] = {}
         for node in self.nodes:
-            for operand in node.all_input_nodes:
-                if writes_in_place(node, operand):
-                    writers.setdefault(self.root(operand), []).append(node)
+            changed = [operand for operand in node.all_input_nodes if writes_in_place(node, operand)]
+            for memory in dict.fromkeys(self._memory[operand] for operand in changed):
+                writers.setdefault(memory, []).append(node)
         return writers
 
     def writers(self, node: Node) -> list[Node]:
-        """The nodes that change the memory of `node`, in graph order; through whatever view they do it."""
-        return self._writers.get(self.root(node), [])
+        """The nodes that change the memory of `node`, or may, in graph order; through whatever view they do it.
+
+        Whether an operation hands out views is not always known (`x.data`, `x.cpu()`, a function of somebody's): then
+        a write into its result counts as one into its operands, and the other way round.
+        """
+        return self._writers.get(self._memory[node], [])
 
     def written_after(self, node: Node) -> bool:
         """Whether the memory of `node` is changed after `node` is made: its value then depends on when it is read."""
@@ -168,6 +203,13 @@ class GraphView:
         # Every edge leads to a later node: of a long graph only the stretch in front of `end` is looked at.
         near = _reached(starts, self.digraph.succ, lambda node: self.order[node] < last)
         return (_reached({end}, self.digraph.pred, near.__contains__) - {end}) | starts
+
+
+def _may_be_tensor(value: Any) -> bool:
+    """Whether an example value is a tensor, holds one, or is nothing that is known."""
+    if isinstance(value, (tuple, list)):
+        return any(_may_be_tensor(part) for part in value)
+    return value is not None and not isinstance(value, _PLAIN)
 
 
 def _reached(starts: set[Node], edges: Mapping[Node, Iterable[Node]], allowed: Callable[[Node], bool]) -> set[Node]:

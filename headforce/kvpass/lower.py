@@ -20,7 +20,8 @@ from ..kernels.reference import READ_FIELDS, RUN_FIELDS
 from ..lowering import ops  # noqa: F401  registers the operators
 from ..lowering.targets import fuses_rope
 from .graph_inputs import AddedInputs
-from .ops import writes_in_place
+from .ops import op_name, writes_in_place
+from .products import PRODUCTS
 from .rope_factors import turn_of
 from .rope_rates import rotated_pairs, style_of
 from .site import PREFILL, Operand, Site
@@ -95,7 +96,7 @@ def lower_view(
         if site.cache.kind == PREFILL:
             continue
         with module.graph.inserting_before(site.node):
-            query = _arranged(module.graph, site.query, site.dtype)
+            query = _arranged(module.graph, site.query, query_dtype(site))
             key, value = (_arranged(module.graph, o, o.dtype) for o in (site.key, site.value))
         sources = (query, key, value, *tables, theta)
         replaced[site.node] = _replace(module.graph, site, sources, site.key_scale, _target_of(i, target))
@@ -115,7 +116,7 @@ def lower_probed(
         shape = (3, 2, site.heads, 4, 5)
         statistics = added.add(f"hf_statistics_{i}", shape, torch.float32, device, (1, 3, 4))
         with module.graph.inserting_before(site.node):
-            query = _arranged(module.graph, site.query, site.dtype)
+            query = _arranged(module.graph, site.query, query_dtype(site))
             key = _arranged(module.graph, site.key, site.key.dtype)
             arguments = (query, key, rows, statistics, site.key_scale)
             module.graph.call_function(torch.ops.headforce.measure_attention.default, arguments)
@@ -172,7 +173,7 @@ def _write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
     key = _arranged(graph, site.new_key, site.cache.dtype)
     value = _arranged(graph, site.new_value, site.cache.dtype)
     graph.call_function(torch.ops.headforce.write_pages.default, (key, value, *pools))
-    return _arranged(graph, site.query, site.dtype)
+    return _arranged(graph, site.query, query_dtype(site))
 
 
 def _rotate_and_write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
@@ -187,9 +188,18 @@ def _rotate_and_write(graph: Graph, site: Site, pools: Sequence[Node]) -> Node:
     key_turn = turn
     if rope.key_factors != rope.query_factors:
         key_turn = turn_of(graph, rope.key_factors, style, rope.pairs, compute)
-    return graph.call_function(
-        torch.ops.headforce.rotate_and_write.default, (query, key, value, turn, key_turn, style, *pools, site.dtype)
-    )
+    arguments = (query, key, value, turn, key_turn, style, *pools, query_dtype(site))
+    return graph.call_function(torch.ops.headforce.rotate_and_write.default, arguments)
+
+
+def query_dtype(site: Site) -> torch.dtype:
+    """The dtype in which the query meets the keys: that of the result, unless that would round a query which is not.
+
+    Where attention is written out, its weights and values may be rounded behind scores of more bits. An operator
+    rounds the query itself, under autocast.
+    """
+    holds = torch.promote_types(site.query.dtype, site.dtype) == site.dtype
+    return site.dtype if holds or op_name(site.node) not in PRODUCTS else site.query.dtype
 
 
 def rotatable(site: Site) -> bool:
@@ -204,6 +214,8 @@ def _replace(graph: Graph, site: Site, sources: Sequence[Node], scale: float, ta
         attention = graph.call_function(
             torch.ops.headforce.ragged_attention.default, (*sources, *rotated_pairs(site), scale, target)
         )
+        if query_dtype(site) != site.dtype:  # the operator answers in the dtype of the query
+            attention = graph.call_function(torch.ops.aten.to.dtype, (attention, site.dtype))
         result = graph.call_function(torch.permute, (attention, tuple(LAYOUT.index(axis) for axis in site.layout)))
         if site.folded is not None:
             result = graph.call_function(torch.flatten, (result, site.folded, site.folded + 1))

@@ -27,21 +27,47 @@ def words(text: str) -> frozenset[str]:
 
 
 _NAMES = words("""
-    abs add addmm alias amax amin arange baddbmm bmm broadcast_to cat chunk clamp clone concat concatenate contiguous
-    conv1d conv2d conv3d cos detach div divide dropout einsum empty_like exp expand flatten flip full full_like gt ge
-    imag index_select layer_norm le linear logical_and logical_not logical_or lt masked_fill matmul mean moveaxis
-    movedim mul multiply narrow neg negative ones ones_like outer permute polar pow ravel real repeat_interleave
-    reshape rms_norm roll rsqrt select sin slice_scatter softmax special_softmax split split_with_sizes sqrt squeeze
-    stack sub subtract sum swapaxes swapdims t tile transpose tril triu true_divide type_as unbind unflatten unsqueeze
-    view_as_complex view_as_real where zeros zeros_like
+    abs add addmm adjoint alias amax amin arange as_strided baddbmm bmm broadcast_to cat chunk clamp clone concat
+    concatenate conj contiguous conv1d conv2d conv3d cos detach diagonal div divide dropout dsplit einsum empty_like exp
+    expand flatten flip full full_like gt ge hsplit imag index_select layer_norm le linear logical_and logical_not
+    logical_or lt masked_fill matmul mean moveaxis movedim mul multiply narrow neg negative ones ones_like outer permute
+    polar positive pow ravel real repeat_interleave reshape resolve_conj resolve_neg rms_norm roll rsqrt select sin
+    slice_scatter softmax special_softmax split split_with_sizes sqrt squeeze stack sub subtract sum swapaxes swapdims
+    t tensor_split tile transpose tril triu true_divide type_as unbind unflatten unsafe_chunk unsafe_split unsqueeze
+    view_as_complex view_as_real vsplit where zeros zeros_like
 """)
 
 ALIASING = words("""
-    alias as_strided bfloat16 broadcast_to chunk contiguous detach diagonal double expand expand_as flatten float
-    getattr getitem half imag movedim narrow permute ravel real reshape reshape_as select split squeeze t tensor_split
-    to transpose type type_as unbind unflatten unfold unsqueeze view view_as view_as_complex view_as_real
+    adjoint alias as_strided bfloat16 bool broadcast_to byte cdouble cfloat char chunk conj contiguous cpu cuda detach
+    diagonal double dsplit expand expand_as flatten float getattr getitem half hsplit imag int long movedim narrow
+    permute positive ravel real reshape reshape_as resolve_conj resolve_neg select short split squeeze t tensor_split
+    to transpose type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as view_as_complex
+    view_as_real vsplit
 """)
-"""Operations whose result is a view of their operand, or may be one (a cast to the same dtype returns its operand)."""
+"""Operations whose result is a view of their first operand, or may be one (a cast to the same dtype returns it)."""
+
+CASTS = words("bfloat16 bool byte cdouble cfloat char cpu cuda double float half int long short to type type_as")
+"""Those that copy where the result has another dtype."""
+
+_MAKES_NEW = words("""
+    abs acos add addcdiv addcmul addmm all allclose amax amin and any arange argmax argmin argsort asin atan atan2
+    avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bincount bitwise_and bitwise_not bitwise_or bitwise_xor bmm
+    bucketize cat ceil celu clamp clamp_max clamp_min clip clone complex concat concatenate constant_pad_nd conv1d
+    conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh count_nonzero cross cumprod
+    cumsum diff div divide dot elu embedding empty empty_like eq equal erf erfc exp exp2 expm1 eye flip floor
+    floor_divide floordiv fmod full full_like gather ge gelu glu group_norm gt hardsigmoid hardswish hardtanh histc
+    hypot index_add index_copy index_fill index_put index_select instance_norm interpolate inv invert isclose
+    isfinite isinf isnan kron layer_norm le leaky_relu lerp linear linspace log log10 log1p log2 log_softmax
+    logical_and logical_not logical_or logical_xor logit logsigmoid logspace logsumexp lshift lt masked_fill
+    masked_scatter masked_select matmul max max_pool1d max_pool2d max_pool3d maximum mean median min minimum mish
+    mod mul multinomial multiply mv nan_to_num ne neg negative new_empty new_full new_ones new_zeros nonzero norm
+    normalize not one_hot ones ones_like or outer pad polar pow prod rand rand_like randint randn randn_like
+    randperm reciprocal relu relu6 remainder repeat repeat_interleave rms_norm roll rot90 round rsqrt rsub
+    scaled_dot_product_attention scatter scatter_add searchsorted selu sigmoid sign silu sin sinc sinh slice_scatter
+    softmax softmin softplus softsign sort special_softmax sqrt square stack std sub subtract sum tan tanh tensor
+    threshold tile topk tril triu true_divide truediv trunc unique var var_mean vdot where xor zeros zeros_like
+""")
+"""Operations whose result has memory of its own, always. Any other may hand out memory of its operands."""
 
 _ALIASES = {
     "concat": "cat",
@@ -68,6 +94,10 @@ _OPERATORS = {
     operator.mul: "mul",
     operator.truediv: "div",
     operator.neg: "neg",
+    operator.pos: "positive",
+    operator.and_: "and",  # under its own name it would look like one that writes in place
+    operator.or_: "or",
+    operator.not_: "not",
     operator.pow: "pow",
     operator.matmul: "matmul",
     operator.getitem: "getitem",
@@ -76,14 +106,30 @@ _OPERATORS = {
     operator.isub: "sub_",
     operator.imul: "mul_",
     operator.itruediv: "div_",
+    operator.iand: "and_",
+    operator.ior: "or_",
+    operator.ixor: "xor_",
+    operator.ifloordiv: "floordiv_",
+    operator.imod: "mod_",
+    operator.ipow: "pow_",
+    operator.ilshift: "lshift_",
+    operator.irshift: "rshift_",
     getattr: "getattr",
 }
+
+
+_SETS_ITEMS = frozenset({"setitem", "__setitem__"})
+_IN_PLACE_METHODS = frozenset(
+    f"__i{name}__" for name in words("add sub mul truediv floordiv mod pow and or xor lshift rshift")
+)
+
+_HOMES = (torch, F, torch.special, NN_HOME)
 
 
 def _known_targets() -> dict[Any, str]:
     targets: dict[Any, str] = dict(_OPERATORS)
     for name in _NAMES:
-        for home in (torch, F, torch.special, NN_HOME):
+        for home in _HOMES:
             function = getattr(home, name, None)
             if callable(function):
                 targets.setdefault(function, _ALIASES.get(name, name))
@@ -91,6 +137,10 @@ def _known_targets() -> dict[Any, str]:
 
 
 _TARGETS = _known_targets()
+
+_NEW_TARGETS = frozenset(
+    function for name in _MAKES_NEW for home in (*_HOMES, operator) if callable(function := getattr(home, name, None))
+) - {operator.concat}  # of lists, with their tensors
 
 
 def op_name(node: Any) -> str:
@@ -145,9 +195,35 @@ def sequence_argument(node: Node) -> tuple[Node, ...]:
     return parts if all(isinstance(part, Node) for part in parts) else ()
 
 
+def makes_new(node: Node) -> bool:
+    """Whether the result of a node surely has memory of its own; what is not known may be a view of an operand.
+
+    An operator that is not of aten says so in its schema. Those of aten do not all do: `broadcast_tensors` has views.
+    """
+    target = node.target
+    if isinstance(target, torch._ops.OpOverloadPacket) and not str(target).startswith("aten"):
+        return not any(_returns_views(getattr(target, name)) for name in target.overloads())
+    if isinstance(target, torch._ops.OpOverload) and target.namespace != "aten":
+        return not _returns_views(target)
+    if is_higher_order(target):
+        return target.name() in PURE_HIGHER_ORDER
+    name = op_name(node)
+    if name == "einsum":  # of one operand it is a view
+        return len(node.all_input_nodes) > 1
+    try:
+        return name in _MAKES_NEW or (node.op == "call_function" and target in _NEW_TARGETS)
+    except TypeError:  # an unhashable callable is nobody we know
+        return False
+
+
+def _returns_views(overload: torch._ops.OpOverload) -> bool:
+    return any(returned.alias_info is not None for returned in overload._schema.returns)
+
+
 def writes_in_place(node: Node, operand: Node) -> bool:
     """Whether `node` changes `operand`, or may: an operator that hides what it writes counts as a write."""
-    if node.kwargs.get("out") is operand:
+    out = node.kwargs.get("out")
+    if any(part is operand for part in (out if isinstance(out, (tuple, list)) else (out,))):
         return True
     if is_higher_order(node.target):
         return node.target.name() not in PURE_HIGHER_ORDER  # a user's Triton kernel writes what it likes
@@ -160,18 +236,21 @@ def writes_in_place(node: Node, operand: Node) -> bool:
             if value is operand and argument_.alias_info is not None and argument_.alias_info.is_write:
                 return True
         return False
-    first = node.args[0] if node.args else None
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
     if isinstance(first, (tuple, list)) and any(part is operand for part in first):  # torch._foreach_add_ and its like
         first = operand
-    if first is operand and _asks_for_in_place(node):
-        return True
-    if node.op == "call_method":
-        name = str(node.target)
-        return first is operand and ((name.endswith("_") and not name.endswith("__")) or name == "__setitem__")
     if first is not operand:
         return False
-    name = op_name(node) or getattr(node.target, "__name__", "")
-    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    if _asks_for_in_place(node):
+        return True
+    name = str(node.target) if node.op == "call_method" else op_name(node) or getattr(node.target, "__name__", "")
+    return _names_a_write(name)
+
+
+def _names_a_write(name: str) -> bool:
+    """Whether an operation of this name changes its first operand: `add_`, `__iadd__`, `setitem`."""
+    special = name.endswith("__")
+    return name in _SETS_ITEMS or (name in _IN_PLACE_METHODS if special else name.endswith("_"))
 
 
 def _asks_for_in_place(node: Node) -> bool:

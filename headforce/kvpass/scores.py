@@ -35,6 +35,7 @@ def unmasked(view: GraphView, cursor: Cursor, places: tuple[str, str]) -> tuple[
         *_, cursor = walk(cursor, view, factors=True)
         name = op_name(cursor.node)
         if name in PRODUCTS:
+            check_casts(cursor, "scores", "HF-SCOREMOD")
             return cursor, mask
         found = _masked(view, cursor) if name in _MASKING else None
         if found is None:
@@ -44,6 +45,18 @@ def unmasked(view: GraphView, cursor: Cursor, places: tuple[str, str]) -> tuple[
         if mask is not None or cursor.factor <= 0 or any(a not in (b, None) for a, b in zip(last, places, strict=True)):
             raise Refused("HF-MASK", f"{cursor.node.name} as a mask", "one mask [..., queries, keys]")
         cursor, mask = found
+
+
+def check_casts(cursor: Cursor, what: str, code: str) -> None:
+    """Raise `Refused` if a value is cast on the way to anything but floating numbers of at least 16 bits.
+
+    Rounding to those is what a model in lower precision does; whole numbers and 8 bits change what attention computes.
+    """
+    coarse = [cast for cast in cursor.casts if not cast.is_floating_point or cast.itemsize < 2]
+    if coarse:
+        raise Refused(
+            code, f"{what} cast to {coarse[0]}", "floating numbers of at least 16 bits up to the last product"
+        )
 
 
 def _masked(view: GraphView, cursor: Cursor) -> tuple[Cursor, Any] | None:

@@ -37,7 +37,9 @@ def check(recorder, layers, chunks, passes, tokens, path, rope, cache_dtype):
         for site in report.found:
             form = site.rope
             assert form.kind == rope
-            assert form.temporal == form.temporal_columns == (0, form.pairs - 2 * (form.pairs // 3))
+            turning = form.pairs - 2 * (form.pairs // 3)
+            assert form.temporal == (0, turning)
+            assert [its.count for its in form.temporal_columns] == [turning, turning]
             assert site.cache.dtype == cache_dtype
             assert report.inputs[site.cache.k_input.name] == report.inputs[site.cache.v_input.name].replace(
                 "'v'", "'k'"

@@ -11,8 +11,8 @@ A mask may be added, filled in (`masked_fill(mask, -inf)`) or chosen (`where(mas
 like any other. A softmax whose result enters no product is no attention.
 
 Counter-examples: weights that are also returned (HF-ESCAPE); soft caps, biases, changes in place and everything else
-that happens to scores (HF-SCOREMOD); softmax written as `exp` over a sum, and weights that are scaled on the way
-(HF-ATTENTION-FORM).
+that happens to scores, casts to whole numbers or 8 bits among it (HF-SCOREMOD); softmax without a dim or written as
+`exp` over a sum, and weights that are scaled or cast like that on the way (HF-ATTENTION-FORM).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..graph_view import GraphView
 from ..normal_form import Cursor, peel, walk
 from ..ops import argument, op_name, tensor_argument
 from ..products import PRODUCTS, Letters, Product, product_of
-from ..scores import NEEDED, from_product, unmasked
+from ..scores import NEEDED, check_casts, from_product, unmasked
 from ..sources import behind
 from .base import AttentionCall, Refused, recognizer
 
@@ -115,8 +115,11 @@ def _softmaxed(node: Node) -> Node:
 
 
 def _softmax_dim(node: Node, rank: int) -> int:
+    """The axis of a softmax. Without one torch picks it by the number of dims, and not the last."""
     dim = argument(node, 1, "dim")
-    return dim % rank if isinstance(dim, int) else 0
+    if not isinstance(dim, int):
+        raise Refused("HF-ATTENTION-FORM", f"{node.name} without a dim", "softmax(scores, dim=-1)")
+    return dim % rank
 
 
 def _operand(view: GraphView, node: Node, labels: Sequence[str]) -> Cursor:
@@ -129,7 +132,8 @@ def _weights(view: GraphView, softmax: Node, second: Product) -> tuple[Letters, 
         start = _operand(view, weights[0], weights[1])
         at = next((c for c in walk(start, view) if c.node is softmax), None)
         order = None if at is None else names(at.axes, weights[1])
-        if order is not None:
+        if at is not None and order is not None:
+            check_casts(at, "attention weights", "HF-ATTENTION-FORM")
             return order, value
     return None
 
