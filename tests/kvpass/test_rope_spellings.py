@@ -182,7 +182,7 @@ def layer_of_layout(layout: str, kind: str) -> zoo.SelfAttention:
     return layer
 
 
-@pytest.mark.parametrize("kind", ["half", "pairs"])
+@pytest.mark.parametrize("kind", ["half", pytest.param("pairs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
 def test_a_table_is_read_where_its_values_stand(layout: str, kind: str) -> None:
     """Keys that a policy moves turn by the rates of the table, however it is stored."""
