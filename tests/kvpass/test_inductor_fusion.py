@@ -69,7 +69,10 @@ def test_the_kernels_around_attention_are_those_of_the_unmodified_block() -> Non
     plain, _ = code_of(lambda model: model.blocks[0].compile(backend="inductor"))
     torch._dynamo.reset()
 
+    alive = []  # pools go with their model
+
     def prepared(model: Any) -> headforce.Session:
+        alive.append(model)
         session = headforce.prepare(model, policy=Policy({}))
         session.compile(blocks="blocks", inner="inductor", target="sdpa")
         return session
