@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,12 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from .axes import Atom, Axes
+from .axes import Axes
 from .constants import constant
 from .graph_view import GraphView
+from .head_axis import check_head_axis
 from .history import landing, made_alike
-from .normal_form import Cursor, settle, walk
-from .ops import argument, op_name
+from .normal_form import Cursor, settle
 from .places import module_path, source_line, unique
 from .recognize import AttentionCall, CacheMatch, Excluded, Refused, Rotation, first, rotated
 from .recognize.attention import check_call
@@ -95,7 +95,7 @@ def _judge(view: GraphView, call: AttentionCall) -> Verdict:
     form = replace(match.form, keys_rotated=None if rope is None else ("before" if rotated is None else "after"))
     if None in (query.layout, new_key.layout, new_value.layout, key.layout, value.layout):
         raise Refused("HF-LAYOUT", "an operand without a dim for each axis", "operands made from [B, S, H, D]")
-    _check_heads(view, new_value)
+    check_head_axis(view, new_value)
     shapes = {
         name: dict(zip(c.layout, view.shape(c.node), strict=True))
         for name, c in (("q", query), ("k", new_key), ("v", new_value))
@@ -300,102 +300,6 @@ def _check_sizes(view: GraphView, call: AttentionCall, shapes: dict[str, dict[st
             "K/V heads tiled, so that query head h reads head h mod n",
             "each K/V head repeated for adjacent query heads",
         )
-
-
-def _check_heads(view: GraphView, value: Cursor) -> None:
-    """The axis that comes from the weights has to be the head axis; attention itself takes the two in any order.
-
-    Looked at up to the input of the projection. Where that does not show the batch, the sizes have to allow it.
-    """
-    found = Refused("HF-LAYOUT", "heads in front of the batch", "operands whose first axis is the batch")
-    step = value
-    for step in _along_axes(view, value):
-        if any({"batch", "dim"} <= {atom.label for atom in dim} for dim in step.axes):
-            raise found
-    sides = [{atom.label for dim in _end(view, side).axes for atom in dim} for side in _projected(view, step)]
-    weights = [side for side in sides if "dim" in side and "seq" not in side]
-    activations = [side for side in sides if side not in weights]
-    known = len(weights) == len(activations) == 1
-    if known and "batch" in weights[0] - activations[0]:
-        raise found
-    if not (known and "batch" in activations[0]) and _sized_heads_first(view, value):
-        raise found
-
-
-_ALONG_AXES = frozenset({"add", "sub", "mul", "div", "dropout", "layer_norm", "rms_norm"})
-"""Operations whose result has the axes of the operand of its shape."""
-
-
-def _along_axes(view: GraphView, cursor: Cursor) -> Iterator[Cursor]:
-    """`walk`, and on through biases, gates and norms, which change values but no axes."""
-    while True:
-        for step in walk(cursor, view):
-            yield step
-        node, shape = step.node, view.shape(step.node)
-        alike = [n for n in node.all_input_nodes if op_name(node) in _ALONG_AXES and view.shape(n) == shape]
-        if not alike:
-            return
-        cursor = Cursor(alike[0], step.axes)
-
-
-def _end(view: GraphView, cursor: Cursor) -> Cursor:
-    *_, last = _along_axes(view, cursor)
-    return last
-
-
-def _projected(view: GraphView, cursor: Cursor) -> list[Cursor]:
-    """The two operands of the product where a cursor stands, with the axes that they share with its result; empty for
-    what is no product. An operand that is repeated along an axis does not have it."""
-    given, letters, result = _terms(view, cursor.node, len(cursor.axes))
-    shapes = [view.shape(operand) for operand in given]
-    fits = all(shape is not None and len(shape) == len(term) for shape, term in zip(shapes, letters, strict=True))
-    if not given or not fits or len(result) != len(cursor.axes):
-        return []
-    axes = dict(zip(result, cursor.axes, strict=True))
-
-    def dim(letter: Any, size: sympy.Expr) -> tuple[Atom, ...]:
-        return () if size == 1 else axes.get(letter, (Atom("summed", size),))
-
-    return [
-        Cursor(operand, tuple(map(dim, term, shape)))
-        for operand, term, shape in zip(given, letters, shapes, strict=True)
-    ]
-
-
-def _terms(view: GraphView, node: Node, rank: int) -> tuple[list[Any], list[Sequence[Any]], Sequence[Any]]:
-    """Both operands of a product, a letter for each of their dims, and those of its result. Unlike `product_of`, of
-    operands that differ in their number of dims and share any axes."""
-    name = op_name(node)
-    lead, summed = range(rank - 1), "summed"
-    if name == "einsum":
-        operands = list(node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:])
-        terms, _, result = str(node.args[0]).replace(" ", "").partition("->")
-        if len(operands) == 2 and result and "." not in terms:
-            return operands, list(terms.split(",")), result
-    if name == "linear":
-        operands = [argument(node, 0, "input"), argument(node, 1, "weight")]
-        return operands, [(*lead, summed), (rank - 1, summed)], range(rank)
-    if name in ("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm"):
-        first = 1 if name.startswith(("add", "badd")) else 0
-        operands = [argument(node, first, "input"), argument(node, first + 1, "other" if "matmul" in name else "mat2")]
-        ranks = [len(view.shape(operand) or ()) for operand in operands]
-        if min(ranks) >= 2:
-            left, right = (range(rank - n, rank - 2) for n in ranks)
-            return operands, [(*left, rank - 2, summed), (*right, summed, rank - 1)], range(rank)
-    return [], [], ()
-
-
-def _sized_heads_first(view: GraphView, value: Cursor) -> bool:
-    """Whether the heads have the size of a batch that the graph is given, and the batch has not."""
-    sizes = dict(zip(value.layout or (), view.shape(value.node) or (), strict=True))
-    given = []
-    for node in view.placeholders:
-        tensor, source = view.tensor(node), input_source(node) or "_parameters"
-        own = "_parameters" in source or "_buffers" in source
-        if tensor is not None and tensor.is_floating_point() and tensor.dim() in (3, 5) and not own:
-            given.append(view.shape(node)[0])
-    batch, heads = (any(view.facts.equal(sizes[axis], size) for size in given) for axis in ("batch", "head"))
-    return heads and not batch
 
 
 def _head_count(axes: Axes) -> sympy.Expr:
